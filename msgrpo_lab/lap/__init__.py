@@ -1,0 +1,1 @@
+"""Language-agent policies: prompt builder, causal language model with its decoding rule, parser. Nothing of training."""

