@@ -1,0 +1,1 @@
+"""The games: text-mediated stochastic games, and nothing about language models."""
