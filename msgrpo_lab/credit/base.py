@@ -1,0 +1,132 @@
+"""What a credit rule is, and the group statistics that rules share.
+
+A credit rule is a frozen dataclass whose call turns a rollout into advantages. The arithmetic lives in pure functions
+of arrays; a rule only chooses among them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from msgrpo_lab.types import Credit, RolloutBatch
+
+INVARIANCES = {
+    "episode_permutation": "reordering the episodes reorders the advantages in the same way",
+    "group_relabel": "other numbers for the same groups change nothing",
+    "group_independence": "a group's advantages do not depend on the rewards of other groups",
+    "return_shift": "adding a constant a group to the last reward of each of its episodes changes nothing",
+    "reward_scale": "multiplying all rewards by a positive number changes nothing, up to δ",
+}
+"""Names a rule may declare in `invariances`; the conformance tests check each that is declared."""
+
+ROUNDING = 1e-12
+"""A deviation from the group mean below this share of the summed |reward| is rounding, and becomes exactly 0."""
+
+
+class CreditAssigner(Protocol):
+    """Turns the rewards of a rollout into one advantage a turn."""
+
+    @property
+    def invariances(self) -> frozenset[str]:
+        """The names in `INVARIANCES` that hold for this rule with these arguments."""
+
+    def __call__(self, batch: RolloutBatch) -> Credit:
+        """Advantages of every turn of `batch`; turns past an episode's end are masked and hold 0."""
+
+
+class Rewards(NamedTuple):
+    """Rewards of a rollout as a padded matrix."""
+
+    reward: Float[np.ndarray, "E T"]
+    """r_{i,t}; 0 past an episode's end."""
+    mask: Bool[np.ndarray, "E T"]
+    """True on the turns that were played."""
+
+
+class Centred(NamedTuple):
+    """Deviations from the mean of one's group, and the group's spread."""
+
+    deviation: Float[np.ndarray, " N"]
+    std: Float[np.ndarray, " N"]
+    """Population standard deviation of the group each value belongs to."""
+
+
+def rewards_of(batch: RolloutBatch) -> Rewards:
+    """Rewards and turn mask of a rollout, both `[E, T]` with T the longest episode.
+
+    Raises:
+        ValueError: the batch is empty, an episode has no turn, a reward is not finite, or `group_index` is not `[E]`.
+    """
+    num_turns_E = batch.num_turns
+    if num_turns_E.size == 0:
+        raise ValueError("RolloutBatch.episodes is empty: credit needs at least one episode")
+    if batch.group_index.shape != num_turns_E.shape:
+        raise ValueError(
+            f"RolloutBatch.group_index has shape {batch.group_index.shape}: give one number for each of the "
+            f"{num_turns_E.size} episodes"
+        )
+    if num_turns_E.min() == 0:
+        empty = int(num_turns_E.argmin())
+        raise ValueError(f"RolloutBatch.episodes[{empty}] has no turns: leave unplayed episodes out of the batch")
+    mask_ET = np.arange(num_turns_E.max()) < num_turns_E[:, None]
+    reward_ET = np.zeros(mask_ET.shape)
+    reward_ET[mask_ET] = np.fromiter(
+        (turn.reward for episode in batch.episodes for turn in episode.turns), np.float64, count=int(num_turns_E.sum())
+    )
+    if not np.isfinite(reward_ET).all():
+        episode, turn = np.argwhere(~np.isfinite(reward_ET))[0]
+        raise ValueError(f"Turn.reward={reward_ET[episode, turn]} in episode {episode}, turn {turn}: must be finite")
+    return Rewards(reward_ET, mask_ET)
+
+
+def centre_by_group(
+    value_N: Float[np.ndarray, " N"],
+    group_N: Int[np.ndarray, " N"],
+    *,
+    magnitude_N: Float[np.ndarray, " N"],
+    weight_N: Float[np.ndarray, " N"] | None = None,
+) -> Centred:
+    """Deviation of each value from its group's mean, and the group's population std, both weighted.
+
+    A sum of rewards carries rounding errors: 0.1 + 0.2 and 0.3 are the same return. A deviation of at most `ROUNDING`
+    times the group's largest `magnitude_N` is therefore set to exactly 0, so that a group of equal returns gives
+    exactly 0 and a zero advantage stays zero in any episode order.
+
+    Args:
+        value_N: values, in the unit of the reward.
+        group_N: same number ⇔ same group.
+        magnitude_N: Σ|r| of the rewards that were added up to the value, the scale of its rounding error.
+        weight_N: positive weight of each value in mean and std; None is equal weights.
+    """
+    if not value_N.shape == group_N.shape == magnitude_N.shape or value_N.ndim != 1:
+        raise ValueError(
+            f"value, group and magnitude have shapes {value_N.shape}, {group_N.shape}, {magnitude_N.shape}: "
+            "all must be the same [N]"
+        )
+    weight_N = np.ones_like(value_N) if weight_N is None else weight_N
+    label_G, group_N = np.unique(group_N, return_inverse=True)
+    total_G = np.bincount(group_N, weight_N)
+    mean_G = np.bincount(group_N, weight_N * value_N) / total_G
+    magnitude_G = np.zeros(label_G.size)
+    np.maximum.at(magnitude_G, group_N, magnitude_N)
+    centred_N = value_N - mean_G[group_N]
+    centred_N[np.abs(centred_N) <= ROUNDING * magnitude_G[group_N]] = 0.0
+    std_G = np.sqrt(np.bincount(group_N, weight_N * centred_N**2) / total_G)
+    return Centred(centred_N, std_G[group_N])
+
+
+def check_normaliser(normalise: str, allowed: tuple[str, ...], delta: float, min_std: float) -> None:
+    """Refuses a normaliser that no credit rule can use.
+
+    Raises:
+        ValueError: one line that names the key, its value and what is allowed.
+    """
+    if normalise not in allowed:
+        raise ValueError(f"credit.normalise={normalise!r} is unknown: use one of {', '.join(allowed)}")
+    if not 0.0 < delta < float("inf"):
+        raise ValueError(f"credit.delta={delta} must be positive and finite: 1e-6 is the reference value")
+    if not 0.0 <= min_std < float("inf"):
+        raise ValueError(f"credit.min_std={min_std} must be finite and at least 0: 0 is the paper's rule")
