@@ -1,0 +1,1 @@
+"""Episode sampling: which episodes of a rollout are trained on. One file a method."""
