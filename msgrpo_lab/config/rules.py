@@ -1,0 +1,144 @@
+"""Rules that tie several keys together, or a key to the world outside: files, devices."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from msgrpo_lab.config.mistakes import Mistake, closest_first
+from msgrpo_lab.config.schemas import SECTIONS, VALUES
+from msgrpo_lab.config.value_types import UNRESOLVED, annotations_of, describe, fits
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+CHECKPOINT_WORDS = ("last", "best", "hpc", "registry")
+"""Values of `ckpt_path` that Lightning resolves itself."""
+
+
+def check_sections(tree: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Mistakes in the sections that are plain values: unknown keys, types, ranges."""
+    for key, annotation in VALUES.items():
+        if key in tree and not fits(tree[key], annotation):
+            yield _misfit(key, tree[key], annotation)
+    for key, schema in SECTIONS.items():
+        if key in tree:
+            yield from _check_section(key, tree[key], schema)
+
+
+def _check_section(path: str, section: Any, schema: type) -> Iterator[Mistake]:
+    if section is UNRESOLVED:
+        return
+    if not isinstance(section, Mapping):
+        yield Mistake(path, section, "must be a section of keys", f"give {path}.{next(iter(schema.__annotations__))}=…")
+        return
+    annotations = annotations_of(schema.__annotations__, vars(sys.modules[schema.__module__]))
+    for key, value in section.items():
+        annotation = annotations.get(key)
+        if annotation is None:
+            known = ", ".join(closest_first(key, annotations))
+            yield Mistake(f"{path}.{key}", value, "no such key", f"the keys of {path} are: {known}")
+        elif isinstance(annotation, type) and hasattr(annotation, "__dataclass_fields__"):
+            yield from _check_section(f"{path}.{key}", value, annotation)
+        elif not fits(value, annotation):
+            yield _misfit(f"{path}.{key}", value, annotation)
+
+
+def _misfit(path: str, value: Any, annotation: Any) -> Mistake:
+    wanted = describe(annotation)
+    return Mistake(path, value, f"must be {wanted}", f"give {wanted}")
+
+
+def check_across(tree: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Mistakes that no single section shows: sizes that contradict each other, files that are not there, devices."""
+    yield from _check_sizes(tree)
+    yield from _check_files(tree)
+    yield from _check_trainer(_section(tree, "trainer"))
+
+
+def _check_sizes(tree: Mapping[str, Any]) -> Iterator[Mistake]:
+    rollout, update, sampler = _section(tree, "rollout"), _section(tree, "update"), _section(tree, "sampler")
+    drawn = _integer(sampler.get("num_episodes"))
+    groups, size = _integer(rollout.get("num_groups")), _integer(rollout.get("group_size"))
+    collected = groups * size if groups is not None and size is not None else None
+    if drawn is not None and collected is not None and not sampler.get("replace", False) and drawn > collected:
+        yield Mistake(
+            "sampler.num_episodes",
+            drawn,
+            f"the rollout collects only {groups} groups of {size} = {collected} episodes",
+            f"give at most {collected}, raise rollout.num_groups, or set sampler.replace=true",
+        )
+    minibatches = _integer(update.get("minibatches"))
+    if minibatches is not None and drawn is not None and minibatches > drawn >= 1:
+        problem = f"there are only {drawn} episodes to split (sampler.num_episodes)"
+        yield Mistake("update.minibatches", minibatches, problem, f"give at most {drawn}")
+
+
+def _check_files(tree: Mapping[str, Any]) -> Iterator[Mistake]:
+    path = _section(tree, "model").get("path")
+    if isinstance(path, str) and not Path(path).expanduser().exists():
+        remedy = "give the folder of a model saved with save_pretrained, or leave the key out"
+        yield Mistake("model.path", path, f"there is nothing at {Path(path).expanduser().resolve()}", remedy)
+    checkpoint = tree.get("ckpt_path")
+    if (
+        isinstance(checkpoint, str)
+        and checkpoint not in CHECKPOINT_WORDS
+        and not Path(checkpoint).expanduser().exists()
+    ):
+        found = Path(checkpoint).expanduser().resolve()
+        yield Mistake(
+            "ckpt_path", checkpoint, f"there is no checkpoint at {found}", "give a .ckpt file of an earlier run"
+        )
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> Iterator[Mistake]:
+    accelerator = trainer.get("accelerator", "auto")
+    if isinstance(accelerator, str) and accelerator not in ACCELERATORS:
+        options = ", ".join(closest_first(accelerator, ACCELERATORS))
+        yield Mistake(
+            "trainer.accelerator", accelerator, "Lightning has no such accelerator", f"give one of: {options}"
+        )
+    epochs = trainer.get("max_epochs", 1)
+    if epochs is not UNRESOLVED and (_integer(epochs) is None or epochs < 1):
+        problem = "must be a whole number at least 1 (an epoch is one rollout and its updates)"
+        yield Mistake("trainer.max_epochs", epochs, problem, "give for example trainer.max_epochs=30")
+
+
+def check_multirun(tree: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Mistakes that only a sweep makes: jobs of several processes, each of which would sweep again."""
+    trainer = _section(tree, "trainer")
+    remedy = "start each job by itself: torchrun --nproc-per-node=N -m msgrpo_lab.train … (without -m after it)"
+    strategy = trainer.get("strategy", "auto")
+    problem = "a sweep (-m) cannot run jobs over several processes, each of which would start the sweep again"
+    if isinstance(strategy, str) and strategy.startswith(("ddp", "fsdp", "deepspeed")):
+        yield Mistake("trainer.strategy", strategy, problem, remedy)
+    elif _device_count(trainer) > 1:
+        yield Mistake("trainer.devices", trainer.get("devices", "auto"), problem, f"set trainer.devices=1, or {remedy}")
+    nodes = _integer(trainer.get("num_nodes"))
+    if nodes is not None and nodes > 1:
+        yield Mistake("trainer.num_nodes", nodes, problem, remedy)
+
+
+def _device_count(trainer: Mapping[str, Any]) -> int:
+    """Devices a job would use; `auto` and -1 are all there are of an accelerator, and one CPU."""
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    if devices in ("auto", "-1", -1):
+        if trainer.get("accelerator", "auto") not in ("auto", "gpu", "cuda"):
+            return 1
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    return int(devices) if isinstance(devices, int) or (isinstance(devices, str) and devices.isdigit()) else 1
+
+
+def _section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = tree.get(key)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

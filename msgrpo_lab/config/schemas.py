@@ -1,0 +1,91 @@
+"""Schemas of the sections that are plain values rather than components, registered so that composition checks them too.
+
+`train_schema` may stand first in a defaults list: Hydra then refuses a wrong type while it composes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from msgrpo_lab.config.paths import project_root
+from msgrpo_lab.config.value_types import Range
+
+SCHEMA_NAME = "train_schema"
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How training completions are drawn (`rollout.sampling`)."""
+
+    temperature: Annotated[float, Range(0, above=True)] = 1.0
+    """Divides the logits. [A] 1.5 in the author's runs."""
+    top_k: Annotated[int, Range(1)] | None = None
+    """Most likely tokens kept; null keeps all. [A] 3 in the author's runs."""
+    top_p: Annotated[float, Range(0, 1, above=True)] | None = None
+    """Nucleus probability; null keeps all."""
+    max_new_tokens: Annotated[int, Range(1)] = 8
+    """Completion tokens at most. [A] 200 in the author's runs."""
+    constrain: bool = True
+    """Decoding is constrained to the legal action words."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """The episodes of one epoch (`rollout`)."""
+
+    num_groups: Annotated[int, Range(1)] = 128
+    """Groups, each with its own initial state."""
+    group_size: Annotated[int, Range(2)] = 16
+    """Episodes of a group. [A] 16. One alone has no advantage relative to its group."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """What is done with one rollout (`update`)."""
+
+    passes: Annotated[int, Range(1)] = 1
+    """Times the drawn episodes are gone through."""
+    minibatches: Annotated[int, Range(1)] = 1
+    """Optimiser steps a pass; the episodes are split evenly."""
+    token_budget: Annotated[int, Range(1)] = 8192
+    """Padded tokens of a forward at most; bounds memory and does not change the result."""
+    max_grad_norm: Annotated[float, Range(0, above=True)] | None = 1.0
+    """Gradient norm is clipped to this; null does not clip."""
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    """Folders (`paths`)."""
+
+    root: str = "${project_root:}"
+    outputs: str = "${paths.root}/outputs"
+
+
+SECTIONS: dict[str, type] = {"rollout": RolloutConfig, "update": UpdateConfig, "paths": PathsConfig}
+"""Top-level keys that a dataclass describes."""
+VALUES: dict[str, object] = {"seed": Annotated[int, Range(0)]}
+"""Top-level keys that are one value."""
+
+
+def _writable(schema: type) -> DictConfig:
+    """A schema node that YAML can be merged into: frozen dataclasses make read-only nodes."""
+    node: DictConfig = OmegaConf.structured(schema)
+
+    pending = [node]
+    while pending:
+        config = pending.pop()
+        OmegaConf.set_readonly(config, None)
+        pending += [child for key in config if isinstance(child := config._get_node(key), DictConfig)]
+    return node
+
+
+def register() -> None:
+    """Put the schemas into Hydra's ConfigStore and the resolver `project_root` into OmegaConf."""
+    OmegaConf.register_new_resolver("project_root", lambda: str(project_root()), replace=True)
+    schema = {"seed": 0, **{name: _writable(section) for name, section in SECTIONS.items()}}
+    ConfigStore.instance().store(name=SCHEMA_NAME, node=schema, provider="msgrpo_lab")

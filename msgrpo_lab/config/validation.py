@@ -1,0 +1,83 @@
+"""The check of a composed configuration: every mistake in it, collected before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from msgrpo_lab.config.components import check_component
+from msgrpo_lab.config.mistakes import ConfigError, Mistake, one_line
+from msgrpo_lab.config.rules import check_across, check_sections
+from msgrpo_lab.config.tree import components, plain
+from msgrpo_lab.config.value_types import UNRESOLVED
+
+LIGHT_GROUPS = ("env", "sampler", "credit", "loss", "prompt", "logger")
+"""Components whose constructors load nothing, so that checking may call them and pass on what they refuse."""
+
+SUPPLIED: Mapping[str, frozenset[str]] = {}
+"""Parameters that the program passes when it instantiates a group, by group."""
+
+
+def validate(cfg: DictConfig, *, light_groups: Sequence[str] = LIGHT_GROUPS) -> None:
+    """Check a composed configuration.
+
+    Components (nodes with a `_target_`) are held against the signature and annotations of what they name, plain
+    sections against their schemas, and keys against each other. Components of `light_groups` are constructed once, so
+    that what their constructors refuse is reported as well, and are asked to `check()` the world outside if they can.
+
+    Raises:
+        ConfigError: something is wrong; the message holds one line for every mistake.
+    """
+    mistakes: list[Mistake] = []
+    tree = plain(cfg, mistakes)
+    lines = [str(mistake) for mistake in mistakes]
+    for path, node in components(tree):
+        supplied = SUPPLIED.get(path.partition(".")[0], frozenset()) if "." not in path else frozenset()
+        lines += [str(mistake) for mistake in check_component(path, node, supplied)]
+    lines += [str(mistake) for mistake in check_sections(tree)]
+    lines += [str(mistake) for mistake in check_across(tree)]
+    for group in light_groups:
+        flawless = not any(line.startswith((f"{group}.", f"{group}=")) for line in lines)
+        if group in tree and flawless:
+            lines += list(_construct(group, tree[group]))
+    if lines:
+        raise ConfigError(lines)
+
+
+def _construct(group: str, node: Any) -> Iterator[str]:
+    """What the constructor of a light component, or its `check`, has against its values."""
+    if not isinstance(node, Mapping) or "_target_" not in node or _has_unresolved(node):
+        return
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        component = instantiate(dict(node))
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        yield _attributed(group, str(cause) or type(cause).__name__)
+        return
+    try:
+        if callable(check := getattr(component, "check", None)):
+            check()
+    except (ValueError, OSError) as error:
+        yield _attributed(group, str(error))
+    finally:
+        if callable(close := getattr(component, "close", None)):
+            close()
+
+
+def _attributed(group: str, message: str) -> str:
+    """`message` with its group in front, unless it names the group's key itself."""
+    text = one_line(message)
+    return text if text.startswith((f"{group}.", f"{group}=")) else f"{group}: {text}"
+
+
+def _has_unresolved(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has_unresolved(child) for child in value.values())
+    if isinstance(value, list):
+        return any(_has_unresolved(child) for child in value)
+    return value is UNRESOLVED
