@@ -109,11 +109,13 @@ def _mistakes(config: DictConfig, sweeping: bool) -> list[str]:
         lines += [str(mistake) for mistake in check_component(path, node)]
     with open_dict(config):
         del config["hydra"]
+    if sweeping:
+        lines += [str(mistake) for mistake in check_multirun(plain(config, []))]
     try:
         validate(config)
     except ConfigError as error:
-        return [*lines, *error.mistakes]
-    return [*lines, *(str(mistake) for mistake in check_multirun(plain(config, [])))] if sweeping else lines
+        lines += error.mistakes
+    return lines
 
 
 def _expand(overrides: Sequence[Override], base: DictConfig, composer: _Composer) -> list[list[str]]:
@@ -155,7 +157,7 @@ class _Composer:
         lines: list[str] = []
         for argument in arguments:
             try:
-                overrides.append(self._parser.parse_override(argument))
+                overrides += self._parser.parse_overrides([argument])
             except OverrideParseException as error:
                 lines.append(explain_syntax(argument, error))
         if lines:

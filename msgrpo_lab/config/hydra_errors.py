@@ -87,7 +87,10 @@ def explain(error: Exception, overrides: Sequence[Override], words: Vocabulary) 
 def _missing(failure: _Failure) -> Explanation:
     match = _MISSING.search(str(failure.error))
     if match is None:
-        return Explanation(f"{one_line(str(failure.error).splitlines()[0])}; give a file of the configuration folder")
+        wanted = failure.quoted
+        return Explanation(
+            f"--config-name={wanted}: there is no {wanted}.yaml; leave it out for the usual configuration"
+        )
     group, _, option = match.group(1).rpartition("/")
     options = failure.words.options.get(group) or tuple(getattr(failure.error, "options", None) or ())
     known = ", ".join(closest_first(option, options)) or "none"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from msgrpo_lab.config.mistakes import Mistake, closest_first
+from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, show
 from msgrpo_lab.config.schemas import SECTIONS, VALUES
 from msgrpo_lab.config.value_types import UNRESOLVED, annotations_of, describe, fits
 
@@ -20,7 +21,7 @@ def check_sections(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     """Mistakes in the sections that are plain values: unknown keys, types, ranges."""
     for key, annotation in VALUES.items():
         if key in tree and not fits(tree[key], annotation):
-            yield _misfit(key, tree[key], annotation)
+            yield Mistake(key, tree[key], f"must be {describe(annotation)}", f"give for example {key}=0")
     for key, schema in SECTIONS.items():
         if key in tree:
             yield from _check_section(key, tree[key], schema)
@@ -34,19 +35,15 @@ def _check_section(path: str, section: Any, schema: type) -> Iterator[Mistake]:
         return
     annotations = annotations_of(schema.__annotations__, vars(sys.modules[schema.__module__]))
     for key, value in section.items():
-        annotation = annotations.get(key)
+        annotation, name = annotations.get(key), f"{path}.{key}"
         if annotation is None:
             known = ", ".join(closest_first(key, annotations))
-            yield Mistake(f"{path}.{key}", value, "no such key", f"the keys of {path} are: {known}")
-        elif isinstance(annotation, type) and hasattr(annotation, "__dataclass_fields__"):
-            yield from _check_section(f"{path}.{key}", value, annotation)
+            yield Mistake(name, value, "no such key", f"{did_you_mean(key, annotations)}{path} takes: {known}")
+        elif is_dataclass(annotation):
+            yield from _check_section(name, value, annotation)  # type: ignore[arg-type]  # a class, not an instance
         elif not fits(value, annotation):
-            yield _misfit(f"{path}.{key}", value, annotation)
-
-
-def _misfit(path: str, value: Any, annotation: Any) -> Mistake:
-    wanted = describe(annotation)
-    return Mistake(path, value, f"must be {wanted}", f"give {wanted}")
+            example = show(getattr(schema, key, "…"))
+            yield Mistake(name, value, f"must be {describe(annotation)}", f"give for example {name}={example}")
 
 
 def check_across(tree: Mapping[str, Any]) -> Iterator[Mistake]:
