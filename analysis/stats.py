@@ -112,7 +112,7 @@ def stratified_bootstrap(
 def performance_profile(
     scores_MR: Sequence[Float[np.ndarray, " R"]], thresholds_X: Float[np.ndarray, " X"]
 ) -> Float[np.ndarray, " X"]:
-    """Share of runs that score above each threshold, F(τ) = mean_m mean_r 1[x_mr > τ] (Agarwal et al. 2021, section 4.2)."""
+    """Share of runs above each threshold, F(τ) = mean_m mean_r 1[x_mr > τ] (Agarwal et al. 2021, section 4.2)."""
     thresholds_X = np.asarray(thresholds_X, dtype=np.float64)
     profile_MX = [(scores_R[:, None] > thresholds_X[None, :]).mean(axis=0) for scores_R in _tasks(scores_MR)]
     result_X: Float[np.ndarray, " X"] = np.mean(profile_MX, axis=0)

@@ -1,0 +1,159 @@
+"""How things look and what they are called, the same in every figure: names, colours, limits, legend entries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis.curves import OVER_EPISODES, OVER_RUNS, OVER_SEEDS, SAMPLER_ORDER
+from analysis.panels import REFERENCE_COLOUR, Sheet
+
+ENV_TITLES = {
+    "frozenlake": "Frozen Lake",
+    "frozenlake_slippery": "Frozen Lake, slippery",
+    "frozenlake_big": "Frozen Lake 6×6, slippery",
+    "snake": "Snake",
+    "snake_20": "Snake, 20 turns",
+    "snake_poison": "Snake, poisonous apples",
+    "snake_poison_banana": "Snake, poison and bananas",
+}
+SAMPLER_LABELS = {"uniform": "uniform", "abs_adv": "abs_adv (AAW)"}
+PLAYER_LABELS = {
+    "random": "random",
+    "ignores_prompt": "ignores the prompt",
+    "hole_avoiding": "avoids holes",
+    "compact_ceiling": "compact-view ceiling",
+    "optimal": "optimal",
+    "search": "search",
+}
+SCORE_LABELS = {"success_rate": "held-out success rate", "return_mean": "held-out return"}
+MARKED_POINTS = 30
+"""Up to this many points a line also shows its points."""
+SHARE_LIMITS = (-0.03, 1.03)
+UPDATES = "optimiser updates"
+
+
+class Look(NamedTuple):
+    """How a method is drawn in every figure."""
+
+    label: str
+    colour: str
+    marker: str
+    dashes: str
+
+
+def env_title(env: str) -> str:
+    """The environment's name as people write it; its configuration name where there is no other."""
+    return ENV_TITLES.get(env, env)
+
+
+def method_label(method: str) -> str:
+    """The method's name with the paper's abbreviation where it has one."""
+    sampler, comma, rest = method.partition(", ")
+    return SAMPLER_LABELS.get(sampler, sampler) + comma + rest
+
+
+def looks(methods: Sequence[str]) -> dict[str, Look]:
+    """A colour, marker and line style a method; `uniform` and `abs_adv` look the same whatever else is drawn."""
+    colours = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
+    fixed = {name: place for place, name in enumerate(SAMPLER_ORDER)}
+    free = (place for place in range(len(fixed), len(fixed) + len(methods)))
+    places = {method: fixed[method] if method in fixed else next(free) for method in dict.fromkeys(methods)}
+    return {
+        method: Look(
+            method_label(method),
+            colours[place % len(colours)],
+            "osD^vPX"[place % 7],
+            ("-", "-.", ":")[place // len(colours) % 3],
+        )
+        for method, place in places.items()
+    }
+
+
+def draw_line(axes: Axes, frame: pd.DataFrame, look: Look, x: str = "step", dashes: str | None = None) -> None:
+    """One method's mean and band over column `x`; `dashes` replaces the method's own line style."""
+    axes.fill_between(frame[x], frame["low"], frame["high"], color=look.colour, alpha=0.16, lw=0)
+    marker = look.marker if len(frame) <= MARKED_POINTS else ""
+    axes.plot(
+        frame[x],
+        frame["mean"],
+        color=look.colour,
+        ls=dashes or look.dashes,
+        marker=marker,
+        ms=2.6,
+        markevery=max(1, len(frame) // 15),
+    )
+
+
+def draw_references(sheet: Sheet, axes: Axes, table: pd.DataFrame) -> None:
+    """Thin lines at the reference players' scores, each named at the right edge."""
+    for row in table.itertuples():
+        axes.axhline(row.value, color=REFERENCE_COLOUR, lw=0.7, ls=(0, (4, 3)), zorder=1)
+        name = PLAYER_LABELS.get(row.player, str(row.player).replace("_", " "))
+        sheet.label_right(axes, row.value, f"{name} {row.value:.2f}".replace("-", "−"))
+
+
+def set_limits(axes: Axes, metric: str, values: pd.DataFrame) -> None:
+    """Shares on [0, 1]; everything else on its own range, bands and references included, with a margin."""
+    if metric.endswith("success_rate"):
+        axes.set_ylim(*SHARE_LIMITS)
+        return
+    numbers = values.to_numpy(dtype=float).ravel()
+    numbers = numbers[[math.isfinite(number) for number in numbers]]
+    if numbers.size:
+        low, high = float(numbers.min()), float(numbers.max())
+        margin = 0.06 * (high - low) or 0.05 * max(1.0, abs(high))
+        axes.set_ylim(low - margin, high + margin)
+
+
+def band_handles(data: pd.DataFrame) -> list[Artist]:
+    """What the shaded bands mean, in words; empty where there are none."""
+    handles: list[Artist] = []
+    for band, cell in data.groupby("band", sort=True):
+        if band == OVER_SEEDS:
+            seeds = sorted({int(seed) for seed in cell["seeds"]})
+            count = f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+            handles.append(Patch(color="#777777", alpha=0.25, lw=0, label=f"mean ± 1 std over {count} seeds"))
+        elif band == OVER_EPISODES:
+            text = "95 % interval over evaluation episodes (one seed)"
+            handles.append(Patch(color="#777777", alpha=0.25, lw=0, label=text))
+    return handles
+
+
+def method_handles(style: Mapping[str, Look], data: pd.DataFrame) -> list[Artist]:
+    """Entries for the methods that occur in `data`."""
+    return [
+        Line2D([], [], color=look.colour, ls=look.dashes, marker=look.marker, ms=3, label=look.label)
+        for method, look in style.items()
+        if method in set(data["method"])
+    ]
+
+
+def scenario_title(env: str, scenario: str) -> str:
+    """The environment, and where it was evaluated if that is another."""
+    return env_title(env) if env == scenario else f"{env_title(env)} → {env_title(scenario)}"
+
+
+def mode_handles(over: Sequence[str], several_seeds: bool) -> list[Artist]:
+    """Entries for filled and open dots, for what the error bars span, and for single seeds where they are drawn."""
+    grey = "#444444"
+    handles: list[Artist] = [
+        Line2D([], [], color=grey, ls="", marker="o", mfc=grey, label="sampled"),
+        Line2D([], [], color=grey, ls="", marker="o", mfc="white", label="greedy"),
+    ]
+    if OVER_RUNS in over:
+        handles.append(Line2D([], [], color=grey, lw=1.2, label="95 % bootstrap interval over seeds"))
+    if OVER_EPISODES in over:
+        text = "95 % interval over evaluation episodes (one seed)"
+        handles.append(Line2D([], [], color=grey, lw=1.2, label=text))
+    if several_seeds:
+        handles.append(Line2D([], [], color=grey, ls="", marker=".", ms=3, alpha=0.6, label="single seeds"))
+    return handles

@@ -1,0 +1,128 @@
+"""Draw a sweep's figures and its table from MLflow alone: `python analysis/plots.py`, from any folder.
+
+Each figure is written as PNG and PDF, with the numbers it shows as CSV beside them. Equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+if __package__ in (None, ""):  # run by path: Python put analysis/ itself on the path, not the folder that holds it
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from analysis import figures
+from analysis.curves import join, label_methods
+from analysis.load import LATEST, NO_PARENT, TrackingError, keep_finished, load_metrics, load_runs
+from analysis.panels import paper_style
+from analysis.report import write_table
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES: dict[str, Callable[[pd.DataFrame], figures.Drawing | None]] = {
+    "learning_curves": figures.learning_curves,
+    "training_curves": figures.training_curves,
+    "final_comparison": figures.final_comparison,
+    "diagnostics": figures.diagnostics,
+    "efficiency": figures.efficiency,
+}
+
+
+class Remarks(logging.Handler):
+    """Collects the warnings of a drawing, each once."""
+
+    def __init__(self) -> None:
+        """No remarks yet."""
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record's message unless it was said before."""
+        line = record.getMessage()
+        if line not in self.lines:
+            self.lines.append(line)
+
+
+def save(name: str, drawing: figures.Drawing, out: Path) -> list[Path]:
+    """Write `<name>.png`, `.pdf` and `.csv` under `out`, without dates or versions in them; returns the paths."""
+    paths = [out / f"{name}.{ending}" for ending in ("png", "pdf", "csv")]
+    drawing.figure.savefig(paths[0], metadata={"Software": None})
+    drawing.figure.savefig(paths[1], metadata={"Creator": None, "Producer": None, "CreationDate": None})
+    drawing.data.to_csv(paths[2], index=False)
+    return paths
+
+
+def draw(tracking_uri: str, experiment: str, sweep: str, out: Path) -> tuple[list[Path], list[str]]:
+    """Read a sweep and write every figure that it has numbers for, and the table.
+
+    Args:
+        tracking_uri: MLflow tracking address.
+        experiment: experiment name.
+        sweep: "latest", "none" or parent run ids, as in `analysis.load.load_runs`.
+        out: folder to write into; made if it is not there.
+
+    Returns:
+        The files written, and remarks on what was left out.
+
+    Raises:
+        TrackingError: nothing finished to draw; nothing has been written then.
+    """
+    remarks = Remarks()
+    logger = logging.getLogger("analysis")
+    logger.addHandler(remarks)
+    try:
+        runs = label_methods(keep_finished(load_runs(tracking_uri, experiment, sweep)))
+        points = join(runs, load_metrics(tracking_uri, list(runs["run_id"])))
+        if points.empty:
+            raise TrackingError(f"sweep '{sweep}': its finished jobs hold no metrics to draw")
+        out.mkdir(parents=True, exist_ok=True)
+        paths: list[Path] = []
+        with paper_style():
+            for name, function in FIGURES.items():
+                drawing = function(points)
+                if drawing is not None:
+                    paths += save(name, drawing, out)
+        sweeps = ", ".join(f"`{run_id}`" for run_id in runs["sweep"].unique() if run_id)
+        source = f"experiment `{experiment}`, " + (f"sweep {sweeps}" if sweeps else "single runs")
+        paths += write_table(points, source, remarks.lines, out)
+    finally:
+        logger.removeHandler(remarks)
+    return paths, remarks.lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code: 0, or 2 with one line on stderr when there is nothing to draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--tracking-uri", default=f"sqlite:///{ROOT / 'outputs' / 'mlflow.db'}", help="MLflow address (%(default)s)"
+    )
+    parser.add_argument("--experiment", default="msgrpo", help="MLflow experiment (%(default)s)")
+    parser.add_argument(
+        "--sweep",
+        default=LATEST,
+        metavar="ID",
+        help=f"parent run id, several with commas between; '{LATEST}': the newest finished sweep (default); "
+        f"'{NO_PARENT}': the jobs that were run on their own",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "outputs" / "figures", help="folder to write to (%(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        paths, remarks = draw(arguments.tracking_uri, arguments.experiment, arguments.sweep, arguments.out)
+    except TrackingError as error:
+        print(f"plots.py: {error}", file=sys.stderr)
+        return 2
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    for path in paths:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
