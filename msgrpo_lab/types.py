@@ -12,9 +12,9 @@ Sampled token ids and their log-probabilities are stored when they are sampled a
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
-    """Turn samples as right-padded rows. Column l of a per-token field speaks of the token at column l of `input_ids`."""
+    """Turn samples as right-padded rows; column l of a per-token field speaks of the token at column l."""
 
     input_ids: Int[torch.Tensor, "S L"]
     attention_mask: Bool[torch.Tensor, "S L"]
@@ -182,25 +182,23 @@ class TrainBatch:
 
     def to(self, device: torch.device | str) -> TrainBatch:
         """The same batch on `device`."""
-        return replace(
-            self,
-            **{
-                field.name: value.to(device)
-                for field in fields(self)
-                if isinstance(value := getattr(self, field.name), torch.Tensor)
-            },
-        )
+        return self._each_tensor(lambda tensor: tensor.to(device))
 
     def select(self, index: Int[torch.Tensor, " M"]) -> TrainBatch:
         """The samples at `index`, with the normalisers of the whole optimiser step."""
-        return replace(
-            self,
-            **{
-                field.name: value[index]
-                for field in fields(self)
-                if isinstance(value := getattr(self, field.name), torch.Tensor)
-            },
-        )
+        return self._each_tensor(lambda tensor: tensor[index])
+
+    def normalised(self, *, num_episodes: int, num_tokens: int) -> TrainBatch:
+        """The same samples as an optimiser step of its own, of so many episodes and completion tokens."""
+        return replace(self, num_episodes=num_episodes, num_tokens=num_tokens)
+
+    def _each_tensor(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrainBatch:
+        changed: dict[str, Any] = {
+            field.name: change(value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Language-agent policies: prompt builder, causal language model with its decoding rule, parser. Nothing of training."""
+"""Language-agent policies: prompt, causal language model with its decoding rule, parser. Nothing of training."""

@@ -114,12 +114,12 @@ def entropy(logprobs: Float[torch.Tensor, "N V"]) -> Float[torch.Tensor, " N"]:
     return -(finite.exp() * finite).masked_fill(logprobs == -torch.inf, 0.0).sum(dim=-1)
 
 
-def draw(
-    logprobs: Float[np.ndarray, "N V"], uniforms: Float[np.ndarray, " N"], greedy: bool
-) -> Int[np.ndarray, " N"]:
+def draw(logprobs: Float[np.ndarray, "N V"], uniforms: Float[np.ndarray, " N"], greedy: bool) -> Int[np.ndarray, " N"]:
     """One token column a row, by inverting the cumulative distribution at `uniforms` in [0, 1); the mode if greedy."""
     if greedy:
-        return logprobs.argmax(axis=-1)
+        mode: Int[np.ndarray, " N"] = logprobs.argmax(axis=-1)
+        return mode
     cumulative = np.exp(logprobs.astype(np.float64)).cumsum(axis=-1)
     # The last entry may fall short of 1 by rounding: scale the draw, so that a token of probability 0 is never taken.
-    return (cumulative > (uniforms * cumulative[:, -1])[:, None]).argmax(axis=-1)
+    drawn: Int[np.ndarray, " N"] = (cumulative > (uniforms * cumulative[:, -1])[:, None]).argmax(axis=-1)
+    return drawn

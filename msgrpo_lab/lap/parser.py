@@ -56,9 +56,7 @@ class ActionTagParser:
 
     def __call__(self, text: str, legal_actions: tuple[str, ...]) -> ParsedAction:
         """See `ActionParser.__call__`."""
-        last = None
-        for last in _ACTION_TAG.finditer(text):
-            pass
+        last = max(_ACTION_TAG.finditer(text), key=lambda match: match.start(), default=None)
         if last is None:
             return _invalid("empty text" if not text.strip() else "no well-formed <action> tag")
         content = last.group(1)

@@ -11,8 +11,10 @@ import numpy as np
 from jaxtyping import Int
 
 from msgrpo_lab.lap.parser import ActionParser
-from msgrpo_lab.types import Message
+from msgrpo_lab.types import Message, ParsedAction
 
+MEMORY = 200_000
+"""Rendered prompts and parsed texts remembered at most."""
 FIELDS = frozenset({"rules", "observation", "actions"})
 
 
@@ -74,7 +76,8 @@ class PromptBuilder:
             )
         self.template = template
         self.tokenizer = tokenizer
-        self._memory: dict[tuple[str, str, tuple[str, ...]], Int[np.ndarray, " P"]] = {}
+        self._rendered: dict[tuple[str, str, tuple[str, ...]], Int[np.ndarray, " P"]] = {}
+        self._parsed: dict[tuple[str, tuple[str, ...]], ParsedAction] = {}
 
     def text(self, rules: str, observation: str, legal_actions: tuple[str, ...]) -> str:
         """The whole prompt as text, with the chat template's special tokens written out."""
@@ -88,15 +91,25 @@ class PromptBuilder:
     def render(self, rules: str, observation: str, legal_actions: tuple[str, ...]) -> Int[np.ndarray, " P"]:
         """Token ids of the prompt. The same observation gives the very same (read-only) array."""
         key = (rules, observation, legal_actions)
-        ids = self._memory.get(key)
+        ids = self._rendered.get(key)
         if ids is None:
             text = self.text(rules, observation, legal_actions)
             ids = np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
             ids.flags.writeable = False
-            if len(self._memory) >= 200_000:
-                self._memory.clear()
-            self._memory[key] = ids
+            if len(self._rendered) >= MEMORY:
+                self._rendered.clear()
+            self._rendered[key] = ids
         return ids
+
+    def parse(self, text: str, legal_actions: tuple[str, ...]) -> ParsedAction:
+        """The action that a completion names, or ⊥. Every distinct text is parsed once."""
+        key = (text, legal_actions)
+        parsed = self._parsed.get(key)
+        if parsed is None:
+            if len(self._parsed) >= MEMORY:
+                self._parsed.clear()
+            parsed = self._parsed[key] = self.template.parser(text, legal_actions)
+        return parsed
 
     def choices(self, legal_actions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token ids of each legal word as it would follow the prompt, for constrained decoding."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging as transformers_logging
+from transformers.utils import logging
 
 from msgrpo_lab.lap.words import word_tokenizer
 
@@ -45,13 +44,14 @@ class ModelSourceError(RuntimeError):
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """No progress bars while a model is read."""
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    bars: Any = logging  # its functions carry no types
+    enabled = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if enabled:
-            transformers_logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> Loaded:
@@ -149,7 +149,7 @@ class GgufWheel:
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             with _quiet_transformers():
-                model = AutoModelForCausalLM.from_pretrained(
+                model: Any = AutoModelForCausalLM.from_pretrained(
                     gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
                 )
                 tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -158,7 +158,7 @@ class GgufWheel:
                 tokenizer.save_pretrained(partial)
             partial.chmod(0o755)
             try:
-                os.replace(partial, folder)
+                partial.replace(folder)
             except OSError:
                 # Another process finished the same work first; its folder is whole, since renaming is atomic.
                 if not (folder / "config.json").is_file():
@@ -196,5 +196,5 @@ class RandomLlama:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.init_seed)
-            model = LlamaForCausalLM(config)
+            model: Any = LlamaForCausalLM(config)
         return Loaded(model.to(dtype), tokenizer)

@@ -1,0 +1,175 @@
+"""The data module: an epoch is one rollout by the current policy, its credit, the drawn episodes and their batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from msgrpo_lab.collate import collate, split_episodes
+from msgrpo_lab.credit.base import CreditAssigner
+from msgrpo_lab.lap.policy import LanguagePolicy
+from msgrpo_lab.lap.rows import plan_forward
+from msgrpo_lab.rollout.choice import choice_trie
+from msgrpo_lab.rollout.collect import Collector, RolloutObserver
+from msgrpo_lab.rollout.engine import RolloutEngine
+from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics
+from msgrpo_lab.sampler.base import EpisodeSampler
+from msgrpo_lab.sampler.diagnostics import diagnose
+from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, generator
+from msgrpo_lab.types import RolloutBatch, Sampling, TrainBatch
+
+
+class RolloutDataModule(L.LightningDataModule):
+    """Collects a rollout each epoch and yields its training batches.
+
+    Args:
+        policy: the policy being trained; the rollout is by its current parameters.
+        collector: plays the episodes.
+        engine: completes the prompts; must sample from the policy itself.
+        credit: assigns advantages.
+        sampler: draws the training episodes.
+        sampling: the decoding rule.
+        num_groups: groups of a rollout, each from an initial state of its own.
+        group_size: episodes of a group.
+        passes: times every drawn episode is trained on, against the log-probabilities it was sampled with.
+        minibatches: optimiser steps a pass.
+        token_budget: padded tokens of one forward pass, for reference log-probabilities.
+        needs_reference: whether batches carry the reference policy's log-probabilities.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: LanguagePolicy,
+        collector: Collector,
+        engine: RolloutEngine,
+        credit: CreditAssigner,
+        sampler: EpisodeSampler,
+        sampling: Sampling,
+        num_groups: int,
+        group_size: int,
+        passes: int,
+        minibatches: int,
+        token_budget: int,
+        needs_reference: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if not engine.samples_policy:
+            raise ValueError(
+                f"engine={type(engine).__name__}: its completions are not the policy's and cannot train it; use engine=hf"
+            )
+        self.policy = policy
+        self.collector = collector
+        self.engine = engine
+        self.credit = credit
+        self.sampler = sampler
+        self.sampling = sampling
+        self.num_groups = num_groups
+        self.group_size = group_size
+        self.passes = passes
+        self.minibatches = minibatches
+        self.token_budget = token_budget
+        self.needs_reference = needs_reference
+        self.seed = seed
+        self.observers: list[RolloutObserver] = []
+        self.rollout: RolloutBatch | None = None
+        """The rollout of the current epoch."""
+        self.metrics: dict[str, float] = {}
+        """What the current epoch's rollout, credit and sampler say of themselves."""
+        self.env_steps = 0
+        self.episodes = 0
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimiser steps an epoch."""
+        return self.passes * self.minibatches
+
+    def train_dataloader(self) -> DataLoader[TrainBatch]:
+        """One rollout an iteration, collected in this process when iteration starts."""
+        return DataLoader(_Epoch(self), batch_size=None, num_workers=0)
+
+    def collect(self, epoch: int, version: int) -> RolloutBatch:
+        """The rollout of an epoch, by the policy after `version` updates."""
+        env_seeds = generator(self.seed, "env_seeds", epoch).integers(FIRST_HELD_OUT_SEED, size=self.num_groups)
+        members = generator(self.seed, "members", epoch).integers(2**31, size=self.num_groups * self.group_size)
+        self.engine.sync(self.policy, version)
+        return self.collector.collect(
+            seeds=env_seeds.tolist(),
+            group_size=self.group_size,
+            members=members.tolist(),
+            engine=self.engine,
+            sampling=self.sampling,
+            rng=generator(self.seed, "engine", epoch),
+            observers=self.observers,
+        )
+
+    def batches(self, epoch: int, version: int) -> Iterator[TrainBatch]:
+        """Collects, credits, draws, and yields one batch an optimiser step."""
+        started = time.perf_counter()
+        rollout = self.collect(epoch, version)
+        collected = time.perf_counter()
+        credit = self.credit(rollout)
+        selection = self.sampler(
+            credit, rollout.group_index, self.sampler.num_episodes, generator(self.seed, "sampler", epoch)
+        )
+        credited = time.perf_counter()
+        batch = collate(rollout, credit, selection)
+        if self.needs_reference:
+            batch = replace(batch, ref_logprobs=self.reference_logprobs(batch))
+        turns = int(rollout.num_turns.sum())
+        tokens = sum(len(turn.completion.token_ids) for episode in rollout.episodes for turn in episode.turns)
+        self.rollout = rollout
+        self.env_steps += turns
+        self.episodes += len(rollout.episodes)
+        rollout_s = collected - started
+        self.metrics = {
+            **{f"train/{name}": value for name, value in rollout_metrics(rollout).items()},
+            "train/action_entropy": action_entropy(rollout, constrained=self.sampling.choices is not None),
+            "train/env_steps": float(self.env_steps),
+            "train/episodes": float(self.episodes),
+            "train/drawn_episodes": float(len(selection.index)),
+            **diagnose(credit, selection),
+            "perf/rollout_s": rollout_s,
+            "perf/credit_s": credited - collected,
+            "perf/collate_s": time.perf_counter() - credited,
+            "perf/rollout_env_steps_per_s": turns / rollout_s,
+            "perf/rollout_tokens_per_s": tokens / rollout_s,
+        }
+        order = generator(self.seed, "data_order", epoch)
+        for _ in range(self.passes):
+            yield from split_episodes(batch, self.minibatches, order)
+
+    @torch.no_grad()
+    def reference_logprobs(self, batch: TrainBatch) -> torch.Tensor:
+        """log π_ref of every completion token, [S, L]: the policy before training, under the same decoding rule."""
+        trie = None if self.sampling.choices is None else choice_trie(self.sampling.choices)
+        logprobs = torch.zeros_like(batch.old_logprobs)
+        with self.policy.as_reference() as reference:
+            for plan in plan_forward(batch, trie, self.token_budget):
+                stats = reference.token_stats(plan, trie, self.sampling)
+                logprobs[torch.from_numpy(plan.samples)] = stats.logprobs.float().cpu()
+        return logprobs
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002  Lightning's signature
+        """Lets the engine go."""
+        self.engine.close()
+
+
+class _Epoch(IterableDataset[TrainBatch]):
+    """Iterating it once collects one rollout, fresh or resumed."""
+
+    def __init__(self, data: RolloutDataModule) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        trainer = self.data.trainer
+        if trainer is None:
+            raise RuntimeError("the rollout data module is not attached to a trainer")
+        yield from self.data.batches(epoch=trainer.current_epoch, version=trainer.global_step)

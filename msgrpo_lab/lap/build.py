@@ -1,0 +1,82 @@
+"""From a model's configuration to a policy: source, precision, LoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from msgrpo_lab.lap.policy import LanguagePolicy
+from msgrpo_lab.lap.sources import LocalModel, ModelSource
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether bfloat16 matrix products are done by this CPU's own instructions (AVX-512 BF16 or AMX), and so pay."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def resolve_precision(precision: Precision) -> torch.dtype:
+    """bfloat16 where it is asked for, or where `auto` finds hardware for it."""
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bfloat16()
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def build_policy(
+    *,
+    source: ModelSource,
+    path: str | None = None,
+    precision: Precision = "auto",
+    lora_rank: int | None = 16,
+    lora_alpha: int = 32,
+    lora_targets: str | list[str] = "all-linear",
+    gradient_checkpointing: bool = False,
+    seed: int = 0,
+) -> LanguagePolicy:
+    """Loads the base model and makes what is to be trained of it.
+
+    Args:
+        source: where the base model comes from.
+        path: a local folder that takes the source's place.
+        precision: type of the frozen weights and of the forward pass; trained parameters are always float32.
+        lora_rank: rank of the adapter; None trains all weights.
+        lora_alpha: the adapter's output is scaled by alpha / rank.
+        lora_targets: names of the layers that get an adapter, or `all-linear` (all but the output projection).
+        gradient_checkpointing: recompute activations in the backward pass, for large models.
+        seed: seed of the adapter's initial weights.
+
+    Raises:
+        ModelSourceError: the base model cannot be had.
+        ValueError: LoRA targets that the model does not have.
+    """
+    dtype = resolve_precision(precision)
+    source = source if path is None else LocalModel(path=path)
+    model, tokenizer = source.load(torch.float32 if lora_rank is None else dtype)
+    model.config.use_cache = False
+    if lora_rank is not None:
+        config = LoraConfig(
+            r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=lora_targets, task_type="CAUSAL_LM"
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                model = get_peft_model(model, config)
+            except ValueError as error:
+                raise ValueError(f"model.lora_targets={lora_targets}: {str(error).splitlines()[0]}") from error
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return LanguagePolicy(model, tokenizer, dtype)
+
+
+def default_cache() -> str:
+    """Where dequantised base models are kept: `~/.cache/msgrpo_lab`."""
+    return str(Path.home() / ".cache" / "msgrpo_lab")

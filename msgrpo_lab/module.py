@@ -1,0 +1,123 @@
+"""The Lightning module: the policy, its loss, and one optimiser step a batch.
+
+What differs from a textbook step: the batch is split into forward passes over *distinct* rows (see `lap/rows.py`), each
+of which adds its share to the gradient of one whole-batch loss; so the step is the same for any split, to rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+from msgrpo_lab.data import RolloutDataModule
+from msgrpo_lab.lap.policy import LanguagePolicy
+from msgrpo_lab.lap.rows import plan_forward
+from msgrpo_lab.loss import LossStats, MSGRPOLoss, sum_stats
+from msgrpo_lab.optim import AdamW
+from msgrpo_lab.rollout.choice import choice_trie
+from msgrpo_lab.types import Sampling, TrainBatch
+
+
+class LAPModule(L.LightningModule):
+    """A language-agent policy under a policy-gradient loss.
+
+    Args:
+        policy: the policy.
+        loss: the loss of a batch.
+        optim: optimiser and schedule.
+        sampling: the decoding rule that episodes are sampled with; log-probabilities are under it.
+        token_budget: padded tokens of one forward and backward pass at most.
+        max_grad_norm: the gradient's norm is clipped to this; None does not clip.
+        total_updates: optimiser steps of the whole run, for the schedule.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: LanguagePolicy,
+        loss: MSGRPOLoss,
+        optim: AdamW,
+        sampling: Sampling,
+        token_budget: int,
+        max_grad_norm: float | None,
+        total_updates: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = policy
+        self.loss = loss
+        self.optim = optim
+        self.sampling = sampling
+        self.trie = None if sampling.choices is None else choice_trie(sampling.choices)
+        self.token_budget = token_budget
+        self.max_grad_norm = max_grad_norm
+        self.total_updates = total_updates
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser over the trainable parameters, scheduler stepped once an update."""
+        optimizer, scheduler = self.optim.build(self.policy.trainable_parameters(), self.total_updates)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def accumulate_gradient(self, batch: TrainBatch) -> tuple[LossStats, int, float]:
+        """Adds the gradient of the batch's loss to the parameters', one forward pass over distinct rows at a time.
+
+        Returns:
+            The batch's loss statistics, the tokens the passes computed, and the mean |log π_θ − log π_old| per
+            completion token (nats): how far trainer and engine disagree before the first step.
+        """
+        stats, tokens, gap = [], 0, 0.0
+        for plan in plan_forward(batch, self.trie, self.token_budget):
+            part = batch.select(torch.from_numpy(plan.samples).to(batch.input_ids.device))
+            logprobs, entropy = self.policy.token_stats(plan, self.trie, self.sampling)
+            part_stats = self.loss(logprobs, entropy, part)
+            self.manual_backward(part_stats.loss)
+            stats.append(part_stats._replace(loss=part_stats.loss.detach()))
+            tokens += plan.rows.num_tokens
+            difference = (logprobs.detach() - part.old_logprobs).abs()
+            gap += float(difference[part.completion_mask].sum())
+        return sum_stats(stats), tokens, gap / max(1, batch.num_tokens)
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> None:
+        """One optimiser step."""
+        started = time.perf_counter()
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        optimizer.zero_grad()
+        stats, tokens, gap = self.accumulate_gradient(batch)
+        parameters = self.policy.trainable_parameters()
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+        update_s = time.perf_counter() - started
+        metrics = {
+            "train/loss": float(stats.loss),
+            "train/policy_loss": float(stats.policy_loss),
+            "train/kl": float(stats.kl),
+            "train/clip_frac": float(stats.clip_frac),
+            "train/ratio_mean": float(stats.ratio_mean),
+            "train/approx_kl": float(stats.approx_kl),
+            "train/token_entropy": float(stats.entropy),
+            "train/grad_norm": float(grad_norm),
+            "train/lr": rate,
+            "perf/update_s": update_s,
+            "perf/train_tokens_per_s": batch.num_tokens / update_s,
+            "perf/computed_tokens": float(tokens),
+            "perf/distinct_token_ratio": tokens / float(batch.attention_mask.sum()),
+        }
+        if batch_idx == 0:
+            metrics["train/logprob_gap"] = gap
+            metrics |= self._rollout_metrics(update_s)
+        self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
+
+    def _rollout_metrics(self, update_s: float) -> dict[str, float]:
+        """The current epoch's rollout, with the environment steps per second of rollout and update together."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, RolloutDataModule) or data.rollout is None:
+            return {}
+        seconds = data.metrics["perf/rollout_s"] + update_s * data.updates_per_epoch
+        return data.metrics | {"perf/env_steps_per_s": float(data.rollout.num_turns.sum()) / seconds}

@@ -1,0 +1,140 @@
+"""Playing episodes: groups of games from one initial state each, all live games moved together turn by turn.
+
+What differs from a textbook loop: a finished episode leaves the batch at once, so no text is produced after a terminal
+state; and each turn is prompted with the current state only, so turns are independent samples and contexts stay short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from msgrpo_lab.lap.prompt import PromptBuilder
+from msgrpo_lab.rollout.engine import RolloutEngine
+from msgrpo_lab.tsmg.base import TextGame
+from msgrpo_lab.types import Episode, RolloutBatch, Sampling, Turn
+
+
+class RolloutObserver(Protocol):
+    """Is told how a rollout in flight is getting on."""
+
+    def on_turn(self, turn: int, horizon: int, live: int) -> None:
+        """`live` episodes are about to play turn `turn` (from 0) of at most `horizon`."""
+        ...
+
+
+@dataclass(slots=True)
+class _Seat:
+    """One game in play and what it has seen so far."""
+
+    game: TextGame
+    group_id: int
+    seed: int
+    observation: str
+    turns: list[Turn] = field(default_factory=list)
+    terminated: bool = False
+    truncated: bool = False
+    success: bool = False
+
+
+class Collector:
+    """Plays episodes of one game with one prompt. Holds game objects, so that they are made once.
+
+    Args:
+        make_game: makes a game; all games it makes are alike.
+        prompt: renders observations; its template's parser reads the answers.
+    """
+
+    def __init__(self, make_game: Callable[[], TextGame], prompt: PromptBuilder) -> None:
+        self.make_game = make_game
+        self.prompt = prompt
+        self._games: list[TextGame] = []
+
+    @property
+    def example_game(self) -> TextGame:
+        """A game to read rules, legal actions and horizon from."""
+        self._reserve(1)
+        return self._games[0]
+
+    def _reserve(self, count: int) -> None:
+        self._games += [self.make_game() for _ in range(count - len(self._games))]
+
+    def collect(
+        self,
+        *,
+        seeds: Sequence[int],
+        group_size: int,
+        members: Sequence[int],
+        engine: RolloutEngine,
+        sampling: Sampling,
+        rng: np.random.Generator,
+        observers: Sequence[RolloutObserver] = (),
+    ) -> RolloutBatch:
+        """One rollout: `group_size` episodes from each seed's initial state, in group order.
+
+        Args:
+            seeds: one environment seed a group.
+            group_size: episodes of a group.
+            members: per episode (groups × group_size), the number of its stream of chance events.
+            engine: completes the prompts.
+            sampling: the decoding rule.
+            rng: decides the engine's draws.
+            observers: told of every turn.
+        """
+        if len(members) != len(seeds) * group_size:
+            raise ValueError(f"members: {len(members)} given for {len(seeds)} groups of {group_size}")
+        self._reserve(len(members))
+        seats = []
+        for number, (game, member) in enumerate(zip(self._games, members, strict=False)):
+            seed = int(seeds[number // group_size])
+            observation, _ = game.reset(seed=seed, options={"member": int(member)})
+            seats.append(_Seat(game=game, group_id=number // group_size, seed=seed, observation=observation))
+        live, turn = seats, 0
+        while live:
+            for observer in observers:
+                observer.on_turn(turn, live[0].game.horizon, len(live))
+            self._play_turn(live, engine, sampling, rng)
+            live = [seat for seat in live if not (seat.terminated or seat.truncated)]
+            turn += 1
+        return RolloutBatch(
+            episodes=tuple(
+                Episode(
+                    group_id=seat.group_id,
+                    seed=seat.seed,
+                    turns=tuple(seat.turns),
+                    terminated=seat.terminated,
+                    truncated=seat.truncated,
+                    success=seat.success,
+                )
+                for seat in seats
+            ),
+            group_index=np.repeat(np.arange(len(seeds)), group_size),
+        )
+
+    def _play_turn(
+        self, live: Sequence[_Seat], engine: RolloutEngine, sampling: Sampling, rng: np.random.Generator
+    ) -> None:
+        """Moves every live game by one turn."""
+        rules, actions = live[0].game.rules, live[0].game.legal_actions
+        prompts = [self.prompt.render(rules, seat.observation, actions) for seat in live]
+        engine.observe([seat.game for seat in live])
+        for seat, completion in zip(live, engine.generate(prompts, sampling, rng), strict=True):
+            parsed = self.prompt.parse(completion.text, actions)
+            state_key = seat.game.state_key()
+            observation, reward, terminated, truncated, info = seat.game.step(parsed.action)
+            seat.turns.append(
+                Turn(
+                    observation=seat.observation,
+                    state_key=state_key,
+                    completion=completion,
+                    parsed=parsed,
+                    executed_action=info["executed_action"],
+                    reward=float(reward),
+                    game_reward=float(info["game_reward"]),
+                )
+            )
+            seat.observation = observation
+            seat.terminated, seat.truncated, seat.success = terminated, truncated, info["success"]

@@ -1,0 +1,36 @@
+"""Who owns which random draw. Every consumer has a stream of its own; nothing touches a global generator.
+
+A stream is a function of the run's seed, its name and the epoch, so any epoch's draws can be made again without having
+made those before it: what a resumed run needs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+Stream = Literal["env_seeds", "members", "engine", "sampler", "data_order", "evaluation", "reference"]
+
+_STREAMS: dict[Stream, int] = {
+    "env_seeds": 0,
+    "members": 1,
+    "engine": 2,
+    "sampler": 3,
+    "data_order": 4,
+    "evaluation": 5,
+    "reference": 6,
+}
+
+FIRST_HELD_OUT_SEED = 10_000_000
+"""Environment seeds from here on are held out for evaluation; training draws below it. The two never meet."""
+
+
+def generator(seed: int, stream: Stream, epoch: int = 0) -> np.random.Generator:
+    """The generator of `stream` for one epoch of the run with this seed."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAMS[stream], epoch)))
+
+
+def held_out_seeds(count: int) -> list[int]:
+    """Environment seeds of the evaluation episodes: the same for every run, whatever its seed."""
+    return list(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + count))
