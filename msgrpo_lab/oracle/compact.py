@@ -1,0 +1,124 @@
+"""How well a memoryless player can do on Frozen Lake when all it reads is the compact view.
+
+The compact view is partial: different states read the same, and a policy on texts must act alike in all of them. The
+best such policy is a hard problem (memoryless policies of a POMDP are not found by greedy improvement), so what is
+computed here is the success of the best one *found*: a lower bound of the view's ceiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from msgrpo_lab.oracle.frozen_lake import NUM_ACTIONS, hole_avoiding_policy
+from msgrpo_lab.tsmg.lake import Lake
+
+_STEP_SIZE = 4.0
+_FLOOR = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPolicy:
+    """A memoryless policy on compact texts."""
+
+    texts: tuple[str, ...]
+    prob_XA: Float[np.ndarray, "X A"]  # noqa: N815  axis letters
+    """Probability of each action (Left, Down, Right, Up) on reading each text."""
+    success: float
+    """Mean probability of success on the maps it was optimised for."""
+
+
+def compact_ceiling(lakes: Sequence[Lake], horizon: int, *, iterations: int = 60) -> TextPolicy:
+    """The best memoryless text policy found on these maps: a lower bound of the compact view's ceiling.
+
+    Tabular softmax policies improved by natural policy gradient on the *exact* mean success. With d_t(s) the state
+    distribution and Q_t(s, a) the success probability, both at turn t, summed over maps, turns and states that read x,
+
+        q(x, a) = Σ d_t(s) Q_t(s, a) / Σ d_t(s)
+        π(a | x) ← π(a | x) · exp(η q(x, a) / √(max_a q(x, a) − min_a q(x, a))), renormalised,  η = 4
+
+    (the root lets rarely successful texts move too), started from the uniform policy and from the hole-avoiding one,
+    best iterate kept. Each probability is lifted to 1e-4 before an update, so that no action is lost for good.
+
+    Args:
+        lakes: maps of one size, with one kind of ice.
+        horizon: turns of an episode.
+        iterations: updates from each start.
+
+    Raises:
+        ValueError: no maps, or maps of different sizes.
+    """
+    if not lakes or len({lake.size for lake in lakes}) != 1:
+        raise ValueError(f"lakes: {len(lakes)} maps; give at least one, all of one size")
+    table = _Table(lakes, horizon)
+    uniform_XA = np.full((len(table.texts), NUM_ACTIONS), 1 / NUM_ACTIONS)
+    hole_avoiding_XA = uniform_XA.copy()
+    for lake in lakes:
+        policy_SA = hole_avoiding_policy(lake)
+        for state in lake.open_S:
+            hole_avoiding_XA[table.index_of[lake.compact_texts[state]]] = policy_SA[state]
+    best_success, best_XA = -1.0, uniform_XA
+    for start_XA in (uniform_XA, hole_avoiding_XA):
+        prob_XA = start_XA
+        for _ in range(iterations + 1):
+            success, gradient_XA, visits_X = table.evaluate(prob_XA)
+            if success > best_success:
+                best_success, best_XA = success, prob_XA
+            value_XA = gradient_XA / np.maximum(visits_X, 1e-12)[:, None]
+            spread_X = np.maximum(np.ptp(value_XA, axis=1), 1e-12)
+            improved_XA = np.maximum(prob_XA, _FLOOR) * np.exp(
+                _STEP_SIZE * (value_XA - value_XA.max(axis=1, keepdims=True)) / np.sqrt(spread_X)[:, None]
+            )
+            prob_XA = improved_XA / improved_XA.sum(axis=1, keepdims=True)
+    return TextPolicy(texts=table.texts, prob_XA=best_XA, success=best_success)
+
+
+class _Table:
+    """All maps side by side, as arrays: M maps, S states, A actions, X distinct compact texts."""
+
+    def __init__(self, lakes: Sequence[Lake], horizon: int) -> None:
+        self.horizon = horizon
+        self.texts = tuple(sorted({lake.compact_texts[state] for lake in lakes for state in lake.open_S}))
+        self.index_of = {text: index for index, text in enumerate(self.texts)}
+        self.start = lakes[0].start
+        self.goal = lakes[0].goal
+        # Holes and the goal read as text X, a row of its own whose policy has no effect.
+        self.text_MS: Int[np.ndarray, "M S"] = np.array(
+            [[self.index_of.get(text, len(self.texts)) for text in lake.compact_texts] for lake in lakes]
+        )
+        self.move_MSAS: Float[np.ndarray, "M S A S"] = np.stack([lake.move_ASS.transpose(1, 0, 2) for lake in lakes])
+
+    def evaluate(
+        self, prob_XA: Float[np.ndarray, "X A"]
+    ) -> tuple[float, Float[np.ndarray, "X A"], Float[np.ndarray, " X"]]:
+        """Mean success, its gradient Σ d_t(s) Q_t(s, a) by text and action, and the visits Σ d_t(s) by text."""
+        maps, states = self.text_MS.shape
+        prob_MSA = np.concatenate([prob_XA, np.full((1, NUM_ACTIONS), 1 / NUM_ACTIONS)])[self.text_MS]
+        move_MSS = np.einsum("msa,msat->mst", prob_MSA, self.move_MSAS)
+        occupancy_MS = np.zeros((maps, states))
+        occupancy_MS[:, self.start] = 1.0
+        occupancies = [occupancy_MS]
+        for _ in range(self.horizon - 1):
+            occupancies.append((occupancies[-1][:, None, :] @ move_MSS)[:, 0])
+        value_MS = np.zeros((maps, states))
+        value_MS[:, self.goal] = 1.0
+        weighted_MSA = np.zeros((maps, states, NUM_ACTIONS))
+        flat_MSA = self.move_MSAS.reshape(maps, states * NUM_ACTIONS, states)
+        for occupancy_MS in reversed(occupancies):
+            action_value_MSA = (flat_MSA @ value_MS[:, :, None]).reshape(maps, states, NUM_ACTIONS)
+            weighted_MSA += occupancy_MS[:, :, None] * action_value_MSA
+            value_MS = (prob_MSA * action_value_MSA).sum(axis=2)
+        rows = len(self.texts) + 1
+        index = self.text_MS.ravel()
+        gradient_XA = np.stack(
+            [
+                np.bincount(index, weights=weighted_MSA[:, :, action].ravel(), minlength=rows)
+                for action in range(NUM_ACTIONS)
+            ],
+            axis=1,
+        )
+        visits_X = np.bincount(index, weights=np.sum(occupancies, axis=0).ravel(), minlength=rows)
+        return float(value_MS[:, self.start].mean()), gradient_XA[:-1] / maps, visits_X[:-1] / maps
