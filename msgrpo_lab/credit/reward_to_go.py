@@ -51,7 +51,8 @@ class RewardToGo:
     baseline: Literal["group", "turn"] = "group"
     """Mean over all turns of the group, or over the group's turns with the same index [D]."""
     baseline_weighting: Literal["step", "episode"] = "episode"
-    """What mean and std count alike: every turn, or every episode (a turn of a T-turn episode then weighs 1/T) [D]."""
+    """What the group's and the batch's statistics count alike: every turn, or every episode (a turn of a T-turn episode
+    then weighs 1/T) [D]. The `turn` baseline counts every episode that still plays once either way."""
     delta: float = 1e-6
     """Added to the std [D]."""
     min_std: float = 0.0
@@ -75,7 +76,7 @@ class RewardToGo:
         names = {"episode_permutation", "group_relabel"}
         if self.normalise != "batch":
             names.add("group_independence")
-        if self.gamma == 1.0 and self.baseline == "group":
+        if self.gamma == 1.0:
             names.add("return_shift")
         if self.normalise != "none" and self.min_std == 0.0:
             names.add("reward_scale")
@@ -98,7 +99,7 @@ class RewardToGo:
             reward_to_go(rewards.reward, self.gamma)[mask_ET],
             group_ET[mask_ET],
             magnitude_N=reward_to_go(np.abs(rewards.reward), self.gamma)[mask_ET],
-            weight_N=weight_N,
+            weight_N=weight_N if self.baseline == "group" else None,
         )
         if self.normalise == "batch":
             std_N = np.sqrt(np.average(centred_N**2, weights=weight_N))
