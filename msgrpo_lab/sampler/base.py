@@ -83,16 +83,17 @@ def draw(
 def inclusion_of(prob_E: Float[np.ndarray, " E"], num_episodes: int, *, replace: bool) -> Float[np.ndarray, " E"]:
     """Expected number of times each episode is among the K drawn; sums to K.
 
-    With replacement K p_i, exactly. Without, for a uniform p K/E, exactly; where at most K episodes have a positive
+    With replacement, and for K = 1, K p_i, exactly. Without, for a uniform p K/E, exactly; where at most K episodes have a positive
     probability, 1 for those and an equal share of the remaining draws for the others, exactly. Otherwise the inclusion
     probability of successive sampling has no closed form, and Rosén's (1972) approximation is given:
 
         π_i ≈ 1 − exp(−t p_i),   t such that Σ_i π_i = K,
 
-    which stops all clocks at one fixed time instead of the random time of the K-th ring. Its largest error, measured
-    against enumeration and simulation with p ∝ |normal|, is 0.03 at E = 6, 0.003 at E = 64 and below 0.001 at E = 512.
+    which stops all clocks at one fixed time instead of the random time of the K-th ring. Its error falls as 1/E: with
+    p ∝ |normal|, the largest error of any episode, against enumeration or quadrature, was 0.10 for 4 ≤ E ≤ 6 (median
+    pool 0.02), 0.006 for E = 32 and 64, 0.0013 for E = 128.
     """
-    if replace:
+    if replace or num_episodes == 1:
         return num_episodes * prob_E
     positive_E = prob_E > 0.0
     num_positive = int(positive_E.sum())
