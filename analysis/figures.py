@@ -33,11 +33,12 @@ log = logging.getLogger("analysis.figures")
 UPDATES = "optimiser updates"
 SCORE_LABELS = {"success_rate": "held-out success rate", "return_mean": "held-out return"}
 RETURN = "train/return_mean"
+ENTROPY = "entropy [nats]"
 DIAGNOSTICS: dict[str, dict[str, str]] = {
-    "entropy [nats]": {"train/token_entropy": "-", "train/action_entropy": "--"},
+    ENTROPY: {"train/token_entropy": "-", "train/action_entropy": "--"},
     "zero-spread groups": {"train/zero_std_groups": "-"},
     "ESS / pool size": {"sampler/ess": "-"},
-    "mean adv., drawn − pool": {"sampler/inclusion_bias": "-"},
+    "inclusion bias [adv.]": {"sampler/inclusion_bias": "-"},
 }
 """Rows of the diagnostics figure: axis label → metrics and their line styles."""
 
@@ -112,10 +113,10 @@ def final_comparison(points: pd.DataFrame) -> Drawing | None:
         log.warning("final comparison: left out, no job logged a held-out score")
         return None
     style = _styles(points)
-    names = {method: method_label(str(method)).replace(", ", "\n") for method in table["method"].unique()}
     cells = [(str(env), str(name), cell) for (env, name), cell in table.groupby(["env", "scenario"], sort=False)]
-    titles = [scenario_title(env, scenario) for env, scenario, _ in cells]
-    sheet = Sheet(titles, below=0.2 + 0.12 * max(name.count("\n") + 1 for name in names.values()))
+    names = {method: method_label(str(method)).replace(", ", "\n") for method in table["method"].unique()}
+    named_below = len(names) <= 3 and max(name.count("\n") for name in names.values()) < 2
+    sheet = Sheet([scenario_title(env, scenario) for env, scenario, _ in cells], plot_height=2.1, below=0.34)
     tables = []
     for column, (env, scenario, cell) in enumerate(cells):
         axes, score = sheet.axes(column), score_metric(scenario)
@@ -129,7 +130,7 @@ def final_comparison(points: pd.DataFrame) -> Drawing | None:
             axes.errorbar(x, row["end"], error, color=colour, marker="o", ms=5, mfc=fill, lw=1.2, capsize=2)
             runs = last_values(points, env, row["method"], row["metric"]).rename(columns={"value": "end"})
             if len(runs) > 1:
-                axes.plot([x + 0.09] * len(runs), runs["end"], ".", color=colour, ms=3, alpha=0.6, mew=0)
+                axes.plot([x + 0.11] * len(runs), runs["end"], ".", color=colour, ms=3, alpha=0.6, mew=0)
                 drawn.append(runs.assign(kind="run", method=row["method"], mode=row["mode"], metric=row["metric"]))
         reference = references(points, env, scenario, score)
         draw_references(sheet, axes, reference)
@@ -137,10 +138,11 @@ def final_comparison(points: pd.DataFrame) -> Drawing | None:
         part = pd.concat(drawn, ignore_index=True).assign(env=env, scenario=scenario)
         set_limits(axes, score, part[["end", "end_low", "end_high"]])
         axes.set(xlim=(-0.6, len(methods) - 0.4), ylabel=SCORE_LABELS[score])
-        axes.set_xticks(range(len(methods)), [names[method] for method in methods])
+        axes.set_xticks(range(len(methods)), [names[method] if named_below else "" for method in methods])
         axes.grid(axis="x", visible=False)
         tables.append(part)
-    sheet.legend(mode_handles(list(table["interval"]), several_seeds=bool((table["seeds"] > 1).any())))
+    handles = mode_handles(list(table["interval"]), several_seeds=bool((table["seeds"] > 1).any()))
+    sheet.legend([*([] if named_below else method_handles(style, table)), *handles])
     return Drawing(sheet.finish(), pd.concat(tables, ignore_index=True))
 
 
@@ -155,7 +157,7 @@ def diagnostics(points: pd.DataFrame) -> Drawing | None:
         log.warning("diagnostics: left out, nothing to show")
         return None
     envs, style = _envs(points), _styles(points)
-    sheet = Sheet([env_title(env) for env in envs], rows=len(rows), plot_height=1.15)
+    sheet = Sheet([env_title(env) for env in envs], rows=len(rows), plot_height=1.15, between=0.26)
     tables = []
     for column, env in enumerate(envs):
         for place, (label, metrics) in enumerate(rows.items()):
@@ -171,12 +173,14 @@ def diagnostics(points: pd.DataFrame) -> Drawing | None:
             set_limits(
                 axes, "success_rate" if "ESS" in label or "groups" in label else "", part[["mean", "low", "high"]]
             )
-            axes.set(ylabel=label, xlabel=UPDATES)
+            if label == ENTROPY:
+                axes.set_ylim(bottom=0.0)
+            axes.set(ylabel=label, xlabel=UPDATES if place == len(rows) - 1 else "")
             tables.append(part)
     data = pd.concat(tables, ignore_index=True)
     entropies = [
         Line2D([], [], color="#444444", ls=dashes, label=f"{metric.removeprefix('train/').replace('_', ' ')}")
-        for metric, dashes in DIAGNOSTICS["entropy [nats]"].items()
+        for metric, dashes in DIAGNOSTICS[ENTROPY].items()
         if metric in logged
     ]
     sheet.legend([*method_handles(style, data), *entropies, *band_handles(data)])

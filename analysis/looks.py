@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -28,15 +29,17 @@ ENV_TITLES = {
 SAMPLER_LABELS = {"uniform": "uniform", "abs_adv": "abs_adv (AAW)"}
 PLAYER_LABELS = {
     "random": "random",
-    "ignores_prompt": "ignores the prompt",
+    "ignores_prompt": "ignores prompt",
     "hole_avoiding": "avoids holes",
-    "compact_ceiling": "compact-view ceiling",
+    "compact_ceiling": "compact ceiling",
     "optimal": "optimal",
     "search": "search",
 }
 SCORE_LABELS = {"success_rate": "held-out success rate", "return_mean": "held-out return"}
-MARKED_POINTS = 30
-"""Up to this many points a line also shows its points."""
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", ":")
+MARKS = 12
+"""About how many markers a line carries."""
 SHARE_LIMITS = (-0.03, 1.03)
 UPDATES = "optimiser updates"
 
@@ -62,43 +65,42 @@ def method_label(method: str) -> str:
 
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """A colour, marker and line style a method; `uniform` and `abs_adv` look the same whatever else is drawn."""
+    """A colour, marker and line style a method.
+
+    The first method with the `uniform` sampler and the first with `abs_adv` look the same whatever else is drawn.
+    """
     colours = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
-    fixed = {name: place for place, name in enumerate(SAMPLER_ORDER)}
-    free = (place for place in range(len(fixed), len(fixed) + len(methods)))
-    places = {method: fixed[method] if method in fixed else next(free) for method in dict.fromkeys(methods)}
-    return {
-        method: Look(
-            method_label(method),
-            colours[place % len(colours)],
-            "osD^vPX"[place % 7],
-            ("-", "-.", ":")[place // len(colours) % 3],
-        )
-        for method, place in places.items()
-    }
+    kept = {sampler: place for place, sampler in enumerate(SAMPLER_ORDER)}
+    free = itertools.count(len(kept))
+    style = {}
+    for method in dict.fromkeys(methods):
+        place = kept.pop(method.partition(", ")[0], None)
+        place = next(free) if place is None else place
+        turn, colour = divmod(place, len(colours))
+        style[method] = Look(method_label(method), colours[colour], MARKERS[(place + turn) % 7], DASHES[turn % 4])
+    return style
 
 
 def draw_line(axes: Axes, frame: pd.DataFrame, look: Look, x: str = "step", dashes: str | None = None) -> None:
     """One method's mean and band over column `x`; `dashes` replaces the method's own line style."""
     axes.fill_between(frame[x], frame["low"], frame["high"], color=look.colour, alpha=0.16, lw=0)
-    marker = look.marker if len(frame) <= MARKED_POINTS else ""
     axes.plot(
         frame[x],
         frame["mean"],
         color=look.colour,
         ls=dashes or look.dashes,
-        marker=marker,
+        marker=look.marker,
         ms=2.6,
-        markevery=max(1, len(frame) // 15),
+        markevery=max(1, len(frame) // MARKS),
     )
 
 
 def draw_references(sheet: Sheet, axes: Axes, table: pd.DataFrame) -> None:
     """Thin lines at the reference players' scores, each named at the right edge."""
-    for row in table.itertuples():
-        axes.axhline(row.value, color=REFERENCE_COLOUR, lw=0.7, ls=(0, (4, 3)), zorder=1)
-        name = PLAYER_LABELS.get(row.player, str(row.player).replace("_", " "))
-        sheet.label_right(axes, row.value, f"{name} {row.value:.2f}".replace("-", "−"))
+    for player, value in zip(table["player"].astype(str), table["value"].astype(float), strict=True):
+        axes.axhline(value, color=REFERENCE_COLOUR, lw=0.7, ls=(0, (4, 3)), zorder=1)
+        name = PLAYER_LABELS.get(player, player.replace("_", " "))
+        sheet.label_right(axes, value, f"{name} " + f"{value:.2f}".replace("-", "−"))
 
 
 def set_limits(axes: Axes, metric: str, values: pd.DataFrame) -> None:

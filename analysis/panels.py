@@ -20,8 +20,8 @@ STYLE = Path(__file__).with_name("paper.mplstyle")
 COLUMNS = 2
 CELL = 3.4
 """Inches a panel takes in width: one in a column of a two-column page, two across it."""
-LEFT, RIGHT, GAP = 0.52, 0.12, 0.08
-TITLE, EDGE = 0.26, 0.06
+LEFT, RIGHT, GAP = 0.56, 0.12, 0.08
+TITLE, BELOW, EDGE = 0.26, 0.42, 0.06
 LABEL_SIZE = 6.2
 REFERENCE_COLOUR = "#6b6b6b"
 
@@ -62,14 +62,22 @@ class Sheet:
     Draw into `sheet.axes(column, row)`, name what needs naming with `label_right` and `legend`, then `finish()`.
     """
 
-    def __init__(self, titles: Sequence[str], rows: int = 1, plot_height: float = 1.7, below: float = 0.42) -> None:
+    def __init__(
+        self,
+        titles: Sequence[str],
+        rows: int = 1,
+        plot_height: float = 1.7,
+        between: float = BELOW,
+        below: float = BELOW,
+    ) -> None:
         """Empty panels.
 
         Args:
             titles: one a column; after every second one a new block begins below.
             rows: panels a column.
             plot_height: height of a plot, inches.
-            below: room under each plot for tick labels and axis label, inches.
+            between: room between the plots of a column, inches: less where only the lowest names its axis.
+            below: room under a column's lowest plot, inches.
 
         Raises:
             ValueError: no titles.
@@ -78,7 +86,7 @@ class Sheet:
             raise ValueError("titles is empty: a sheet needs at least one panel")
         self.figure = Figure(figsize=(CELL, CELL))
         FigureCanvasAgg(self.figure)
-        self._rows, self._height, self._below = rows, plot_height, below
+        self._rows, self._height, self._between, self._below = rows, plot_height, between, below
         self._handles: list[Artist] = []
         self._axes = [
             [self.figure.add_axes((0, 0, 1, 1), label=f"{column}/{row}") for row in range(rows)]
@@ -111,16 +119,18 @@ class Sheet:
         self.figure.set_size_inches(width, CELL)
         right = self._label_width() + GAP if self._labels else RIGHT
         top = self._legend(width)
-        block_height = TITLE + self._rows * (self._height + self._below)
+        block_height = TITLE + self._rows * self._height + (self._rows - 1) * self._between + self._below
         height = top + blocks * block_height + EDGE
         self.figure.set_size_inches(width, height)
         for index, column in enumerate(self._axes):
             block, place = divmod(index, COLUMNS)
             for row, axes in enumerate(column):
-                bottom = height - top - block * block_height - TITLE - row * (self._height + self._below) - self._height
+                bottom = (
+                    height - top - block * block_height - TITLE - row * (self._height + self._between) - self._height
+                )
                 box = (place * CELL + LEFT, bottom, CELL - LEFT - right, self._height)
                 axes.set_position((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-                axes.yaxis.set_label_coords(-0.40 / box[2], 0.5)
+                axes.yaxis.set_label_coords(-0.44 / box[2], 0.5)
         for legend in self.figure.legends:
             legend.set_bbox_to_anchor((0.5, 1.0 - EDGE / height), transform=self.figure.transFigure)
         for axes, labels in self._labels.items():
@@ -147,7 +157,7 @@ class Sheet:
             box = artist.get_window_extent(self.figure.canvas.get_renderer())  # type: ignore[attr-defined]
             widest = max(widest, box.width / self.figure.dpi)
             artist.remove()
-        return widest + 0.14
+        return widest + 0.1
 
     def _place(self, axes: Axes, labels: Sequence[tuple[float, str]]) -> None:
         """Write the labels beside the panel, with a leader from the true height to each."""
@@ -157,9 +167,9 @@ class Sheet:
         panel = axes.get_position().width * self.figure.get_size_inches()[0]
         for (_, text), true, shown in zip(labels, inches, placed, strict=True):
             ends = (true / self._height, shown / self._height)
-            axes.plot([1.0, 1.0 + 0.09 / panel], ends, transform=axes.transAxes, color="#aaaaaa", lw=0.5, clip_on=False)
+            axes.plot([1.0, 1.0 + 0.07 / panel], ends, transform=axes.transAxes, color="#aaaaaa", lw=0.5, clip_on=False)
             axes.text(
-                1.0 + 0.12 / panel,
+                1.0 + 0.09 / panel,
                 ends[1],
                 text,
                 transform=axes.transAxes,
