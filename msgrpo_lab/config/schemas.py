@@ -64,6 +64,11 @@ class PathsConfig:
 
     root: str = "${project_root:}"
     outputs: str = "${paths.root}/outputs"
+    """Runs, sweeps, figures, and the tracking database."""
+    cache: str = "~/.cache/msgrpo_lab"
+    """Models made ready once and used by every run."""
+    cache: str = "~/.cache/msgrpo_lab"
+    """Where dequantised base models are kept."""
 
 
 SECTIONS: dict[str, type] = {"rollout": RolloutConfig, "update": UpdateConfig, "paths": PathsConfig}

@@ -1,0 +1,109 @@
+"""One MLflow run: opened under its parent, with the configuration and where it comes from, and closed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from msgrpo_lab.callbacks import provenance
+from msgrpo_lab.callbacks.store import mlflow_module
+from msgrpo_lab.config.paths import project_root
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+TAGGED_GROUPS = ("env", "sampler", "credit", "model", "prompt")
+LONGEST_PARAM = 250
+"""Characters of a parameter's value that MLflow keeps everywhere; the whole configuration is an artifact."""
+PARAMS_A_CALL = 100
+
+
+def start_run(
+    cfg: DictConfig,
+    *,
+    parent_run_id: str | None,
+    run_name: str | None,
+    tags: Mapping[str, str],
+    log_system_metrics: bool = True,
+) -> str:
+    """Open a run in the current MLflow experiment, and log the configuration and where the run comes from.
+
+    Parameters are the flattened configuration, each value cut at 250 characters; artifacts are `config/resolved.yaml`,
+    `config/overrides.yaml` and `provenance/`. If logging fails the run is closed as FAILED.
+
+    Returns:
+        The run's id.
+    """
+    mlflow = mlflow_module()
+    run = mlflow.start_run(
+        parent_run_id=parent_run_id, run_name=run_name, tags=dict(tags), log_system_metrics=log_system_metrics
+    )
+    try:
+        _log_origin(cfg)
+    except BaseException:
+        finish_run("FAILED")
+        raise
+    return str(run.info.run_id)
+
+
+def finish_run(status: Status) -> None:
+    """Close the active run, after what is still on its way has been written."""
+    mlflow = mlflow_module()
+    if mlflow.active_run() is None:
+        return
+    mlflow.flush_trace_async_logging()
+    mlflow.end_run(status)
+
+
+def _log_origin(cfg: DictConfig) -> None:
+    mlflow = mlflow_module()
+    config = resolved(cfg)
+    params = [(key, _cut(value)) for key, value in flatten(config)]
+    for first in range(0, len(params), PARAMS_A_CALL):
+        mlflow.log_params(dict(params[first : first + PARAMS_A_CALL]))
+    mlflow.log_text(OmegaConf.to_yaml(OmegaConf.create(config)), "config/resolved.yaml")
+    if HydraConfig.initialized():
+        overrides = [provenance.redact_text(text) for text in HydraConfig.get().overrides.task]
+        mlflow.log_text(OmegaConf.to_yaml(OmegaConf.create(overrides)), "config/overrides.yaml")
+    git = provenance.git_state(project_root())
+    mlflow.set_tag("msgrpo.commit", git.commit or "none")
+    mlflow.log_dict({"commit": git.commit, "branch": git.branch, "dirty": git.dirty}, "provenance/git.json")
+    if git.diff:
+        mlflow.log_text(git.diff, "provenance/uncommitted.diff")
+    mlflow.log_dict(provenance.package_versions(), "provenance/packages.json")
+    mlflow.log_dict(provenance.hardware(), "provenance/hardware.json")
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """`cfg` as plain values without Hydra's own node, interpolations resolved and secrets hidden."""
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in provenance.redact(tree).items() if key != "hydra"}
+
+
+def flatten(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings by dotted key; a list is one leaf, an empty mapping none."""
+    if not isinstance(tree, Mapping):
+        yield path, tree
+        return
+    for key, value in tree.items():
+        yield from flatten(value, f"{path}.{key}" if path else str(key))
+
+
+def _cut(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_PARAM else f"{text[: LONGEST_PARAM - 1]}…"
+
+
+def tags_of(cfg: DictConfig) -> dict[str, str]:
+    """The tags by which runs are grouped: the choice of each group, and the seed."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    tags = {group: str(choices[group]) for group in TAGGED_GROUPS if choices.get(group) is not None}
+    return {"msgrpo.kind": "job", **tags, "seed": str(cfg.get("seed", "none"))}
+
+
+def run_name_of(tags: Mapping[str, str]) -> str:
+    """A run's name from its tags: `frozenlake-uniform-episode_return-seed0`."""
+    parts = [tags[group] for group in ("env", "sampler", "credit") if group in tags]
+    return "-".join([*parts, f"seed{tags['seed']}"])
