@@ -16,7 +16,7 @@ from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.tsmg.lake import Lake
 from msgrpo_lab.tsmg.snake import Snake
-from msgrpo_lab.tsmg.snake_rules import Board, Cell, distance, free_moves, inside, shifted, threatened
+from msgrpo_lab.tsmg.snake_rules import Board, Cell, distance, free_moves, neighbours, threatened
 
 
 class Player(Protocol):
@@ -136,18 +136,20 @@ def _first_move(board: Board, targets: set[Cell], avoided: set[Cell], avoided_ne
     head = board.player[0]
     queue: deque[tuple[Cell, int]] = deque()
     seen = {head}
-    for move in sorted(range(4), key=lambda move: min((distance(shifted(head, move), t) for t in targets), default=0)):
-        cell = shifted(head, move)
-        if inside(cell, board.size) and cell not in avoided_next:
-            seen.add(cell)
-            queue.append((cell, move))
+    entries = [
+        (min((distance(cell, target) for target in targets), default=0), move, cell)
+        for move, cell in enumerate(neighbours(head, board.size))
+        if cell is not None and cell not in avoided_next
+    ]
+    for _, move, cell in sorted(entries):
+        seen.add(cell)
+        queue.append((cell, move))
     while queue:
         cell, first = queue.popleft()
         if cell in targets:
             return first
-        for move in range(4):
-            following = shifted(cell, move)
-            if following not in seen and inside(following, board.size) and following not in avoided:
+        for following in neighbours(cell, board.size):
+            if following is not None and following not in seen and following not in avoided:
                 seen.add(following)
                 queue.append((following, first))
     return None
@@ -157,14 +159,13 @@ def _safe_move(board: Board, solid: set[Cell], poison: frozenset[Cell], rng: np.
     """A random move among those of the mildest danger: none, then poison, then another head, then certain death."""
     threats = threatened(board)
 
-    def danger(move: int) -> tuple[int, int]:
-        cell = shifted(board.player[0], move)
-        if not inside(cell, board.size) or cell in solid:
+    def danger(cell: Cell | None) -> tuple[int, int]:
+        if cell is None or cell in solid:
             return (3, 0)
         ways_on = len(free_moves((cell, *board.player[:-1]), board.size))
         return (2 if cell in threats else 1 if cell in poison else 0, -ways_on)
 
-    dangers = [danger(move) for move in range(4)]
+    dangers = [danger(cell) for cell in neighbours(board.player[0], board.size)]
     mildest = [move for move in range(4) if dangers[move] == min(dangers)]
     return mildest[int(rng.integers(len(mildest)))]
 

@@ -55,15 +55,14 @@ class Moved:
     ate_banana: bool
 
 
-def shifted(cell: Cell, move: int) -> Cell:
-    """The cell that `move` leads to; it may lie off the board."""
-    down, right = MOVES[move]
-    return (cell[0] + down, cell[1] + right)
-
-
-def inside(cell: Cell, size: int) -> bool:
-    """Whether the cell is on the board."""
-    return 0 <= cell[0] < size and 0 <= cell[1] < size
+@lru_cache(maxsize=4096)
+def neighbours(cell: Cell, size: int) -> tuple[Cell | None, ...]:
+    """The cells that Up, Down, Left and Right lead to; None for a wall."""
+    row, column = cell
+    return tuple(
+        (row + down, column + right) if 0 <= row + down < size and 0 <= column + right < size else None
+        for down, right in MOVES
+    )
 
 
 def distance(one: Cell, other: Cell) -> int:
@@ -74,17 +73,16 @@ def distance(one: Cell, other: Cell) -> int:
 def free_moves(body: Body, size: int) -> list[int]:
     """Moves of a snake that meet neither a wall nor its own body; its tail counts as gone."""
     own = body[:-1]
-    return [move for move in range(4) if inside(cell := shifted(body[0], move), size) and cell not in own]
+    return [move for move, cell in enumerate(neighbours(body[0], size)) if cell is not None and cell not in own]
 
 
 def threatened(board: Board) -> frozenset[Cell]:
     """Cells that the head of another snake may enter in the next turn."""
-    return frozenset(
-        shifted(body[0], move)
-        for body in board.others
-        for move in free_moves(body, board.size) or range(4)
-        if inside(shifted(body[0], move), board.size)
-    )
+    cells: set[Cell] = set()
+    for body in board.others:
+        ways = [cell for cell in neighbours(body[0], board.size) if cell is not None]
+        cells.update([cell for cell in ways if cell not in body[:-1]] or ways)
+    return frozenset(cells)
 
 
 def draw_moves(board: Board, rng: np.random.Generator) -> list[int]:
@@ -105,12 +103,10 @@ def move_all(board: Board, player_move: int, other_moves: Sequence[int]) -> Move
         other_moves: one move for each of `board.others`, in their order.
     """
     bodies = (board.player, *board.others)
-    heads = [shifted(body[0], move) for body, move in zip(bodies, (player_move, *other_moves), strict=True)]
-    moved = [
-        (head, *body) if head in board.apples or head in board.bananas else (head, *body[:-1])
-        for head, body in zip(heads, bodies, strict=True)
-    ]
-    alive = [inside(head, board.size) for head in heads]
+    moves = (player_move, *other_moves)
+    heads = [neighbours(body[0], board.size)[move] for body, move in zip(bodies, moves, strict=True)]
+    moved: list[Body] = [_moved(body, head, board) for body, head in zip(bodies, heads, strict=True)]
+    alive = [head is not None for head in heads]
     alive = [alive[i] and not _meets_head(i, heads, bodies, alive) for i in range(len(bodies))]
     blocked = {cell for i, body in enumerate(moved) if alive[i] for cell in body[1:]}
     alive = [alive[i] and head not in blocked for i, head in enumerate(heads)]
@@ -160,8 +156,15 @@ def initial_board(seed: int, size: int, num_apples: int, num_bananas: int, other
     )
 
 
-def _meets_head(i: int, heads: Sequence[Cell], bodies: Sequence[Body], alive: Sequence[bool]) -> bool:
-    """Whether snake i's head shares its new cell with another head on the board, or changes places with one."""
+def _moved(body: Body, head: Cell | None, board: Board) -> Body:
+    """The body after its head moved; unchanged if the head left the board, longer by one if it met an item."""
+    if head is None:
+        return body
+    return (head, *body) if head in board.apples or head in board.bananas else (head, *body[:-1])
+
+
+def _meets_head(i: int, heads: Sequence[Cell | None], bodies: Sequence[Body], alive: Sequence[bool]) -> bool:
+    """Whether the head of snake i meets another living head: on one cell, or by changing places."""
     return any(
         j != i and alive[j] and (heads[i] == heads[j] or (heads[i] == bodies[j][0] and heads[j] == bodies[i][0]))
         for j in range(len(bodies))

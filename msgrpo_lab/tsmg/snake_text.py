@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from msgrpo_lab.tsmg.snake_rules import Board, Cell, distance, inside, shifted, threatened
+from msgrpo_lab.tsmg.snake_rules import Board, Cell, distance, neighbours, threatened
 
 WORDS = ("Up", "Down", "Left", "Right")
 _DEAD = "You are dead."
@@ -26,7 +26,11 @@ class Menu:
     def nearest_good(self, board: Board) -> tuple[str, Cell] | None:
         """Kind and cell of the good item nearest to the player's head (ties: topmost, then leftmost); None without."""
         head = board.player[0]
-        return min(self.good(board), key=lambda item: (distance(head, item[1]), item[1]), default=None)
+        ranked = [(distance(head, cell), cell, kind) for kind, cell in self.good(board)]
+        if not ranked:
+            return None
+        _, cell, kind = min(ranked)
+        return kind, cell
 
     def poison(self, board: Board) -> frozenset[Cell]:
         """Cells of the items that cost something."""
@@ -64,7 +68,7 @@ def compact_state(board: Board, menu: Menu) -> str:
         return _DEAD
     nearest = menu.nearest_good(board)
     first = "Food: none" if nearest is None else f"{nearest[0]}: {_direction(board.player[0], nearest[1])}"
-    words = _neighbours(board, menu)
+    words = _neighbour_words(board, menu)
     return "\n".join([first, *(f"{WORDS[move]}: {words[move]}" for move in range(4))])
 
 
@@ -127,13 +131,12 @@ def paper_state(board: Board) -> str:
     )
 
 
-def _neighbours(board: Board, menu: Menu) -> list[str]:
+def _neighbour_words(board: Board, menu: Menu) -> list[str]:
     poison, threats = menu.poison(board), threatened(board)
     own = board.player[:-1]
     words = []
-    for move in range(4):
-        cell = shifted(board.player[0], move)
-        if not inside(cell, board.size):
+    for cell in neighbours(board.player[0], board.size):
+        if cell is None:
             words.append("wall")
         elif cell in own:
             words.append("body")
