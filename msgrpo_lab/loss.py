@@ -54,7 +54,7 @@ class LossStats(NamedTuple):
     """k3(π_old ‖ π_θ) = ρ − 1 − log ρ in nats, how far this batch has moved the policy; unweighted `sequence` mean."""
 
 
-def ms_grpo_loss(  # noqa: PLR0917 -- six tensors, in the order that the design fixes
+def ms_grpo_loss(
     logprobs: Float[Tensor, "S L"],
     old_logprobs: Float[Tensor, "S L"],
     ref_logprobs: Float[Tensor, "S L"] | None,
