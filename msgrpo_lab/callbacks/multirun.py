@@ -1,5 +1,6 @@
 """The parent run of a sweep: made once before the first job, closed after the last."""
 
+# ruff: noqa: ARG002  (Hydra fixes the signatures)
 from __future__ import annotations
 
 import atexit
@@ -29,7 +30,7 @@ class SweepParent(Callback):
         self._parent: str | None = None
         self._failed = False
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002 - Hydra's signature
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the store and the parent run, and tell the jobs its id."""
         try:
             self._tracking = instantiate(config.logger)
@@ -43,11 +44,11 @@ class SweepParent(Callback):
             os.environ[PARENT_VARIABLE] = self._parent
             atexit.register(self._close, "FAILED")
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:  # noqa: ARG002 - the same
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Remember a failed job. Jobs of a parallel launcher tell it through the store."""
         self._failed = self._failed or job_return.status != JobStatus.COMPLETED
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002 - the same
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Close the parent run."""
         self._close("FAILED" if self._failed else "FINISHED")
 

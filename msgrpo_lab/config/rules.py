@@ -13,6 +13,8 @@ from msgrpo_lab.config.schemas import SECTIONS, VALUES
 from msgrpo_lab.config.value_types import UNRESOLVED, annotations_of, describe, fits
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+TAG_PARSER = "ActionTagParser"
+"""Reads the action out of an XML tag."""
 CHECKPOINT_WORDS = ("last", "best", "hpc", "registry")
 """Values of `ckpt_path` that Lightning resolves itself."""
 
@@ -49,6 +51,7 @@ def _check_section(path: str, section: Any, schema: type) -> Iterator[Mistake]:
 def check_across(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     """Mistakes that no single section shows: sizes that contradict each other, files that are not there, devices."""
     yield from _check_sizes(tree)
+    yield from _check_answers(tree)
     yield from _check_files(tree)
     yield from _check_trainer(_section(tree, "trainer"))
 
@@ -69,6 +72,18 @@ def _check_sizes(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     if minibatches is not None and drawn is not None and minibatches > drawn >= 1:
         problem = f"there are only {drawn} episodes to split (sampler.num_episodes)"
         yield Mistake("update.minibatches", minibatches, problem, f"give at most {drawn}")
+
+
+def _check_answers(tree: Mapping[str, Any]) -> Iterator[Mistake]:
+    sampling = _section(_section(tree, "rollout"), "sampling")
+    parser = str(_section(_section(tree, "prompt"), "parser").get("_target_", "")).rpartition(".")[2]
+    if sampling.get("constrain") is True and parser == TAG_PARSER:
+        yield Mistake(
+            "rollout.sampling.constrain",
+            True,
+            "the prompt asks for an <action> tag, which an answer constrained to one legal word never holds",
+            "set rollout.sampling.constrain=false with a larger rollout.sampling.max_new_tokens, or prompt=action_only",
+        )
 
 
 def _check_files(tree: Mapping[str, Any]) -> Iterator[Mistake]:

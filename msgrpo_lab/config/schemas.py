@@ -66,8 +66,6 @@ class PathsConfig:
     outputs: str = "${paths.root}/outputs"
     """Runs, sweeps, figures, and the tracking database."""
     cache: str = "~/.cache/msgrpo_lab"
-    """Models made ready once and used by every run."""
-    cache: str = "~/.cache/msgrpo_lab"
     """Where dequantised base models are kept."""
 
 

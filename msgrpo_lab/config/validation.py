@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from msgrpo_lab.config.components import check_component
+from msgrpo_lab.config.components import check_component, locate
 from msgrpo_lab.config.mistakes import ConfigError, Mistake, one_line
 from msgrpo_lab.config.rules import check_across, check_sections
 from msgrpo_lab.config.tree import components, plain
@@ -37,6 +37,7 @@ def validate(cfg: DictConfig, *, light_groups: Sequence[str] = LIGHT_GROUPS) -> 
         supplied = SUPPLIED.get(path.partition(".")[0], frozenset()) if "." not in path else frozenset()
         lines += [str(mistake) for mistake in check_component(path, node, supplied)]
     lines += [str(mistake) for mistake in check_sections(tree)]
+    lines += [str(mistake) for mistake in _check_engine(tree)]
     lines += [str(mistake) for mistake in check_across(tree)]
     for group in light_groups:
         flawless = not any(line.startswith((f"{group}.", f"{group}=")) for line in lines)
@@ -44,6 +45,20 @@ def validate(cfg: DictConfig, *, light_groups: Sequence[str] = LIGHT_GROUPS) -> 
             lines += list(_construct(group, tree[group]))
     if lines:
         raise ConfigError(lines)
+
+
+def _check_engine(tree: Mapping[str, Any]) -> Iterator[Mistake]:
+    """A player without a model cannot be trained (configurations with an `update` section train)."""
+    target = tree.get("engine", {}).get("_target_") if isinstance(tree.get("engine"), Mapping) else None
+    if "update" not in tree or not isinstance(target, str):
+        return
+    try:
+        engine = locate(target)
+    except ImportError:
+        return  # told with the component
+    if getattr(engine, "samples_policy", True) is False:
+        problem = "its answers are not the policy's and cannot train it"
+        yield Mistake("engine", engine.__name__, problem, "use engine=hf to train")
 
 
 def _construct(group: str, node: Any) -> Iterator[str]:
