@@ -20,6 +20,7 @@ from analysis.looks import (
     draw_references,
     env_title,
     looks,
+    mark_empty,
     method_handles,
     method_label,
     mode_handles,
@@ -41,6 +42,8 @@ DIAGNOSTICS: dict[str, dict[str, str]] = {
     "inclusion bias [adv.]": {"sampler/inclusion_bias": "-"},
 }
 """Rows of the diagnostics figure: axis label → metrics and their line styles."""
+SHARES = ("zero-spread groups", "ESS / pool size", "success_rate")
+"""What lies in [0, 1] and is drawn on all of it."""
 
 
 class Drawing(NamedTuple):
@@ -79,7 +82,7 @@ def learning_curves(points: pd.DataFrame) -> Drawing | None:
         for method, line in frame.groupby("method", sort=False):
             draw_line(axes, line, style[str(method)])
         draw_references(sheet, axes, reference)
-        set_limits(axes, score, pd.concat([frame[["mean", "low", "high"]], reference[["value"]]]))
+        set_limits(axes, pd.concat([frame[["mean", "low", "high"]], reference[["value"]]]), share=score in SHARES)
         axes.set(xlabel=UPDATES, ylabel=SCORE_LABELS[score])
         tables += [frame, reference.rename(columns={"value": "mean"}).assign(kind="reference")]
     data = pd.concat(tables, ignore_index=True)
@@ -99,7 +102,7 @@ def training_curves(points: pd.DataFrame) -> Drawing | None:
         axes = sheet.axes(column)
         for method, line in frame.groupby("method", sort=False):
             draw_line(axes, line, style[str(method)])
-        set_limits(axes, RETURN, frame[["mean", "low", "high"]])
+        set_limits(axes, frame[["mean", "low", "high"]])
         axes.set(xlabel=UPDATES, ylabel="training return (unshaped)")
     data = pd.concat(frames.values(), ignore_index=True)
     sheet.legend([*method_handles(style, data), *band_handles(data)])
@@ -136,7 +139,7 @@ def final_comparison(points: pd.DataFrame) -> Drawing | None:
         draw_references(sheet, axes, reference)
         drawn.append(reference.rename(columns={"value": "end"}).assign(kind="reference"))
         part = pd.concat(drawn, ignore_index=True).assign(env=env, scenario=scenario)
-        set_limits(axes, score, part[["end", "end_low", "end_high"]])
+        set_limits(axes, part[["end", "end_low", "end_high"]], share=score in SHARES)
         axes.set(xlim=(-0.6, len(methods) - 0.4), ylabel=SCORE_LABELS[score])
         axes.set_xticks(range(len(methods)), [names[method] if named_below else "" for method in methods])
         axes.grid(axis="x", visible=False)
@@ -150,7 +153,7 @@ def diagnostics(points: pd.DataFrame) -> Drawing | None:
     """What may go wrong while the return still rises: entropies, groups without spread, and the sampler's bias."""
     logged = set(points["metric"])
     for metrics in DIAGNOSTICS.values():
-        for metric in metrics.keys() - logged:
+        for metric in sorted(metrics.keys() - logged):
             log.warning("diagnostics: no job logged %s", metric)
     rows = {label: metrics for label, metrics in DIAGNOSTICS.items() if metrics.keys() & logged}
     if not rows:
@@ -168,11 +171,8 @@ def diagnostics(points: pd.DataFrame) -> Drawing | None:
                     draw_line(axes, line, style[str(method)], dashes=dashes)
             part = pd.concat(frames, ignore_index=True)
             if part.empty:
-                axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color="#888888")
-                axes.set(xticks=[], yticks=[])
-            set_limits(
-                axes, "success_rate" if "ESS" in label or "groups" in label else "", part[["mean", "low", "high"]]
-            )
+                mark_empty(axes)
+            set_limits(axes, part[["mean", "low", "high"]], share=label in SHARES)
             if label == ENTROPY:
                 axes.set_ylim(bottom=0.0)
             axes.set(ylabel=label, xlabel=UPDATES if place == len(rows) - 1 else "")
@@ -211,7 +211,9 @@ def efficiency(points: pd.DataFrame) -> Drawing | None:
             axes = sheet.axes(column, place)
             for method, line in joined.groupby("method", sort=False):
                 draw_line(axes, line, style[str(method)], x="x")
-            set_limits(axes, RETURN, joined[["mean", "low", "high"]])
+            if joined.empty:
+                mark_empty(axes)
+            set_limits(axes, joined[["mean", "low", "high"]])
             axes.set(xlabel=unit, ylabel="training return (unshaped)", xlim=(0, None))
             tables.append(joined)
     data = pd.concat(tables, ignore_index=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -103,17 +103,27 @@ def draw_references(sheet: Sheet, axes: Axes, table: pd.DataFrame) -> None:
         sheet.label_right(axes, value, f"{name} " + f"{value:.2f}".replace("-", "−"))
 
 
-def set_limits(axes: Axes, metric: str, values: pd.DataFrame) -> None:
-    """Shares on [0, 1]; everything else on its own range, bands and references included, with a margin."""
-    if metric.endswith("success_rate"):
+def set_limits(axes: Axes, values: pd.DataFrame, *, share: bool = False) -> None:
+    """Shares on [0, 1]; everything else on its own range, bands and references included, with a margin.
+
+    The first column of `values` is what is drawn as a line or dot; a "share" that leaves [0, 1] is drawn on its range.
+    """
+    numbers = values.to_numpy(dtype=np.float64).ravel()
+    numbers = numbers[np.isfinite(numbers)]
+    if not numbers.size:
+        return
+    low, high = float(numbers.min()), float(numbers.max())
+    if share and values.iloc[:, 0].dropna().between(0.0, 1.0).all():
         axes.set_ylim(*SHARE_LIMITS)
         return
-    numbers = values.to_numpy(dtype=float).ravel()
-    numbers = numbers[[math.isfinite(number) for number in numbers]]
-    if numbers.size:
-        low, high = float(numbers.min()), float(numbers.max())
-        margin = 0.06 * (high - low) or 0.05 * max(1.0, abs(high))
-        axes.set_ylim(low - margin, high + margin)
+    margin = 0.06 * (high - low) or 0.05 * max(1.0, abs(high))
+    axes.set_ylim(low - margin, high + margin)
+
+
+def mark_empty(axes: Axes) -> None:
+    """Say in the panel that there is nothing to show, so that it is not taken for a line at the edge."""
+    axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color="#888888")
+    axes.set(xticks=[], yticks=[])
 
 
 def band_handles(data: pd.DataFrame) -> list[Artist]:
