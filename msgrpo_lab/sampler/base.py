@@ -83,9 +83,9 @@ def draw(
 def inclusion_of(prob_E: Float[np.ndarray, " E"], num_episodes: int, *, replace: bool) -> Float[np.ndarray, " E"]:
     """Expected number of times each episode is among the K drawn; sums to K.
 
-    With replacement, and for K = 1, K p_i, exactly. Without, for a uniform p K/E, exactly; where at most K episodes
-    have a positive probability, 1 for those and an equal share of the remaining draws for the others, exactly. Otherwise
-    the inclusion probability of successive sampling has no closed form, and Rosén's (1972) approximation is given:
+    Exact cases: K p_i with replacement, and for K = 1; K/E for a uniform p; where at most K episodes have a positive
+    probability, 1 for those and an equal share of the remaining draws for the others. Otherwise the inclusion
+    probability of successive sampling has no closed form, and Rosén's (1972) approximation is given:
 
         π_i ≈ 1 − exp(−t p_i),   t such that Σ_i π_i = K,
 

@@ -153,6 +153,14 @@ def test_equal_turn_returns_up_to_rounding_are_exactly_zero(normalise, baseline)
     np.testing.assert_array_equal(credit.turn_adv, np.zeros((3, 2)))
 
 
+@pytest.mark.parametrize("normalise", ["std", "batch", "none"])
+def test_rewards_that_cancel_up_to_rounding_are_exactly_zero(normalise):
+    # First turn returns: 0.1 + (0.2 − 0.3), which floating point does not make 0, beside 0. Later turns stand alone.
+    assert 0.1 + (0.2 - 0.3) != 0.0
+    credit = RewardToGo(normalise=normalise, baseline="turn")(batch_of([[0.1, 0.2, -0.3], [0.0]], [0, 0]))
+    np.testing.assert_array_equal(credit.turn_adv, np.zeros((2, 3)))
+
+
 @pytest.mark.parametrize("normalise", ["std", "batch"])
 def test_min_std_floors_the_spread(normalise):
     # Deviations ∓0.01 over max(0.01, 0.1) + 1e-6

@@ -294,6 +294,16 @@ def test_what_stands_off_the_mask_is_never_read(off, reduction):
     assert (dirty.grad[~MASK] == 0.0).all()
 
 
+@pytest.mark.parametrize("off", [-math.inf, math.inf, math.nan])
+def test_old_and_reference_off_the_mask_are_never_read(off):
+    # The policy's own log-probabilities are finite there: a NaN would reach their gradient through the ratio.
+    clean, logp = logprobs(), logprobs()
+    old, ref = (x.masked_fill(~MASK, off) for x in (OLD, (clean + REF_RATIO.log()).detach()))
+    ms_grpo_loss(logp, old, ref, ADVANTAGE, ONES, MASK, beta=0.1, **NORMALISERS).loss.backward()
+    loss_of(clean, beta=0.1).loss.backward()
+    torch.testing.assert_close(logp.grad, clean.grad, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("off", [-math.inf, math.nan])
 def test_entropy_off_the_mask_is_never_read(off):
     entropy = ENTROPY.masked_fill(~MASK, off).requires_grad_()
@@ -376,6 +386,15 @@ def test_bfloat16_is_computed_in_float32():
     assert stats.loss.item() == pytest.approx(0.5, abs=1e-7)
 
 
+def test_bfloat16_entropy_is_averaged_in_float32():
+    # 256 + 1 is 256 in bfloat16: (256 + 1 + 1)/3 = 86 only where the sum is taken in float32.
+    entropy = torch.tensor([[256.0, 1.0, 1.0]], dtype=torch.bfloat16)
+    ones = torch.ones(1)
+    bonus = entropy_bonus(entropy, ones, torch.ones(1, 3, dtype=torch.bool), num_turns=torch.ones(1), num_episodes=1)
+    assert bonus.dtype == torch.float32
+    assert bonus.item() == 86.0
+
+
 # --- statistics ----------------------------------------------------------------------------------------------------
 
 
@@ -395,8 +414,7 @@ def test_no_stats_cannot_be_added():
 
 def test_configured_loss_subtracts_the_entropy_bonus():
     # 0.5875 − 0.03 · 0.525
-    logp = logprobs()
-    stats = MSGRPOLoss()(logp, ENTROPY, train_batch())
+    stats = MSGRPOLoss()(logprobs(), ENTROPY.clone().requires_grad_(), train_batch())
     assert stats.loss.item() == pytest.approx(0.57175, abs=1e-12)
     assert stats.policy_loss.item() == pytest.approx(0.5875, abs=1e-12)
     assert stats.entropy.item() == pytest.approx(0.525, abs=1e-12)
