@@ -60,7 +60,7 @@ def _check_sizes(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     rollout, update, sampler = _section(tree, "rollout"), _section(tree, "update"), _section(tree, "sampler")
     drawn = _integer(sampler.get("num_episodes"))
     groups, size = _integer(rollout.get("num_groups")), _integer(rollout.get("group_size"))
-    collected = groups * size if groups is not None and size is not None else None
+    collected = groups * size if groups is not None and size is not None and groups >= 1 and size >= 2 else None
     if drawn is not None and collected is not None and not sampler.get("replace", False) and drawn > collected:
         yield Mistake(
             "sampler.num_episodes",
