@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.stats import NO_INTERVAL, Interval, mean_of_means, stratified_bootstrap
+from analysis.stats import Interval, mean_of_means, stratified_bootstrap
 
 log = logging.getLogger("analysis.curves")
 
@@ -35,6 +36,18 @@ ENV_ORDER = (
     "snake_poison",
     "snake_poison_banana",
 )
+CURVE = {
+    "env": "str",
+    "method": "str",
+    "metric": "str",
+    "step": "int64",
+    "seeds": "int64",
+    "mean": "float64",
+    "low": "float64",
+    "high": "float64",
+    "band": "str",
+}
+"""Columns of a curve and their types, kept by empty ones so that putting curves together changes none."""
 IDENTITY = re.compile(r"(^|[._])(seed|run_id|parent_run_id|run_name|output_dir|ckpt_path|resume|job_num|job_id)$")
 """Parameters that tell two runs of one setting apart, and are no setting themselves."""
 
@@ -103,17 +116,18 @@ def panels(points: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _pivot(points: pd.DataFrame, env: str, method: str, metric: str) -> pd.DataFrame:
     """Step × run table of the steps that every run of the cell has logged; empty where no run logged the metric."""
-    chosen = points[(points["env"] == env) & (points["method"] == method)]
-    cell = chosen[chosen["metric"] == metric]
-    table = cell.pivot(index="step", columns="run_id", values="value")
-    counts = cell.groupby("step")["run_id"].nunique().reindex(table.index)
-    shared = table[counts == table.shape[1]]
-    without = chosen["run_id"].nunique() - table.shape[1]
-    if table.shape[1] and without:
+    logged = points[points["metric"] == metric]
+    cell = logged[(logged["env"] == env) & (logged["method"] == method)]
+    if cell.empty:
+        return pd.DataFrame()
+    table = cell.pivot(index="step", columns="run_id", values="value").sort_index()
+    shared = table[cell.groupby("step").size().reindex(table.index) == table.shape[1]]
+    without = points.loc[(points["env"] == env) & (points["method"] == method), "run_id"].nunique() - table.shape[1]
+    if without:
         log.warning("%s, %s: %d of the runs logged no %s and are left out of it", env, method, without, metric)
     if len(shared) < len(table):
         log.warning("%s, %s: %s is shown at the %d steps shared by all seeds", env, method, metric, len(shared))
-    return shared.sort_index()
+    return shared
 
 
 def _methods(points: pd.DataFrame, env: str) -> list[str]:
@@ -147,8 +161,7 @@ def curve(points: pd.DataFrame, env: str, metric: str) -> pd.DataFrame:
             frame["low"], frame["high"] = ends[0].to_numpy(), ends[1].to_numpy()
             frame["band"] = OVER_EPISODES if frame[["low", "high"]].notna().all(axis=1).any() else NONE
         frames.append(frame)
-    columns = ["env", "method", "metric", "step", "seeds", "mean", "low", "high", "band"]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(CURVE)).astype(CURVE)
 
 
 def references(points: pd.DataFrame, env: str, scenario: str, metric: str) -> pd.DataFrame:
@@ -169,18 +182,19 @@ def references(points: pd.DataFrame, env: str, scenario: str, metric: str) -> pd
     return table.sort_values(["value", "player"], kind="stable").reset_index(drop=True)
 
 
-def _ends(points: pd.DataFrame, env: str, method: str, metric: str, where: int) -> tuple[float, Interval, str]:
-    """Mean over seeds at the first (0) or last (-1) shared step, with its 95 % interval and what that is over."""
-    table = _pivot(points, env, method, metric)
-    if table.empty:
-        return math.nan, NO_INTERVAL, NONE
-    scores_R = table.iloc[where].to_numpy(dtype=np.float64)
-    mean = float(scores_R.mean())
-    if scores_R.size > 1:
-        rng = np.random.default_rng(BOOTSTRAP_SEED)
-        return mean, stratified_bootstrap([scores_R], mean_of_means, rng), OVER_RUNS
-    frame = curve(points[points["method"] == method], env, metric).iloc[where]
-    return mean, Interval(float(frame["low"]), float(frame["high"])), str(frame["band"])
+def _last_means(points: pd.DataFrame, env: str, metric: str) -> dict[str, float]:
+    """Method → mean over seeds at the last shared step."""
+    frame = curve(points, env, metric)
+    return {str(method): float(line["mean"].iloc[-1]) for method, line in frame.groupby("method", sort=False)}
+
+
+def _interval(points: pd.DataFrame, row: Mapping[Hashable, Any]) -> tuple[Interval, str]:
+    """95 % interval of one row of `curve`, and what it is over: seeds by bootstrap, or episodes as logged."""
+    if row["seeds"] < 2:
+        return Interval(row["low"], row["high"]), row["band"]
+    table = _pivot(points, row["env"], row["method"], row["metric"])
+    scores_R = table.loc[row["step"]].to_numpy(dtype=np.float64)
+    return stratified_bootstrap([scores_R], mean_of_means, np.random.default_rng(BOOTSTRAP_SEED)), OVER_RUNS
 
 
 def summary(points: pd.DataFrame) -> pd.DataFrame:
@@ -193,36 +207,35 @@ def summary(points: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for env, scenario in panels(points):
-        for method in _methods(points, env):
-            for mode, prefix in MODES.items():
-                metric = f"eval/{scenario}/{prefix}{score_metric(scenario)}"
-                table = _pivot(points, env, method, metric)
-                if table.empty:
-                    continue
-                start, start_interval, _ = _ends(points, env, method, metric, 0)
-                end, end_interval, interval = _ends(points, env, method, metric, -1)
-                rows.append(
-                    {
-                        "env": env,
-                        "scenario": scenario,
-                        "method": method,
-                        "mode": mode,
-                        "metric": metric,
-                        "seeds": table.shape[1],
-                        "first_step": table.index[0],
-                        "last_step": table.index[-1],
-                        "start": start,
-                        "start_low": start_interval.low,
-                        "start_high": start_interval.high,
-                        "end": end,
-                        "end_low": end_interval.low,
-                        "end_high": end_interval.high,
-                        "interval": interval,
-                        "normalised": _ends(points, env, method, f"eval/{scenario}/{prefix}normalised_score", -1)[0],
-                        "env_steps": _ends(points, env, method, "train/env_steps", -1)[0],
-                        "wall_s": _ends(points, env, method, "train/wall_s", -1)[0],
-                    }
-                )
+        env_steps, wall_s = (_last_means(points, env, f"train/{name}") for name in ("env_steps", "wall_s"))
+        for mode, prefix in MODES.items():
+            normalised = _last_means(points, env, f"eval/{scenario}/{prefix}normalised_score")
+            frame = curve(points, env, f"eval/{scenario}/{prefix}{score_metric(scenario)}")
+            for method, line in frame.groupby("method", sort=False):
+                first, last = line.iloc[0].to_dict(), line.iloc[-1].to_dict()
+                (start_low, start_high), _ = _interval(points, first)
+                (end_low, end_high), interval = _interval(points, last)
+                row = {
+                    "env": env,
+                    "scenario": scenario,
+                    "method": str(method),
+                    "mode": mode,
+                    "metric": last["metric"],
+                    "seeds": last["seeds"],
+                    "first_step": first["step"],
+                    "last_step": last["step"],
+                    "start": first["mean"],
+                    "start_low": start_low,
+                    "start_high": start_high,
+                    "end": last["mean"],
+                    "end_low": end_low,
+                    "end_high": end_high,
+                    "interval": interval,
+                    "normalised": normalised.get(str(method), math.nan),
+                    "env_steps": env_steps.get(str(method), math.nan),
+                    "wall_s": wall_s.get(str(method), math.nan),
+                }
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
