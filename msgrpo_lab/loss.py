@@ -292,7 +292,10 @@ class MSGRPOLoss:
 
 
 def _on_mask(logp_SL: Tensor, mask_SL: Tensor) -> Tensor:
-    """Log-probabilities on the mask, at least `LOGPROB_MIN`; 0 with gradient 0 off it, whatever stands there."""
+    """Log-probabilities on the mask, at least `LOGPROB_MIN`; 0 with gradient 0 off it, whatever stands there.
+
+    Filled before any arithmetic, so that no ∞ − ∞ off the mask has to be undone by the gradient of a later clamp.
+    """
     dtype = torch.promote_types(logp_SL.dtype, torch.float32)
     return logp_SL.to(dtype).masked_fill(~mask_SL, 0.0).clamp(min=LOGPROB_MIN)
 

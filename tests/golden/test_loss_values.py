@@ -387,12 +387,14 @@ def test_bfloat16_is_computed_in_float32():
 
 
 def test_bfloat16_entropy_is_averaged_in_float32():
-    # 256 + 1 is 256 in bfloat16: (256 + 1 + 1)/3 = 86 only where the sum is taken in float32.
-    entropy = torch.tensor([[256.0, 1.0, 1.0]], dtype=torch.bfloat16)
+    # 256 + 1 is 256 in bfloat16: the mean is 128.5 only where the sum is taken in float32.
+    entropy = torch.tensor([[256.0, 1.0]], dtype=torch.bfloat16)
     ones = torch.ones(1)
-    bonus = entropy_bonus(entropy, ones, torch.ones(1, 3, dtype=torch.bool), num_turns=torch.ones(1), num_episodes=1)
+    bonus = entropy_bonus(
+        entropy, ones, torch.ones(1, 2, dtype=torch.bool), num_turns=torch.tensor([1]), num_episodes=1
+    )
     assert bonus.dtype == torch.float32
-    assert bonus.item() == 86.0
+    assert bonus.item() == 128.5
 
 
 # --- statistics ----------------------------------------------------------------------------------------------------
