@@ -26,6 +26,8 @@ MIN_SHARED_PREFIX = 8
 """Shorter common prefixes are not worth a pass of their own."""
 NODES_PER_CHUNK = 1024
 """Nodes projected onto the whole vocabulary at a time; the projection is recomputed in the backward pass."""
+FLOAT32_PROJECTION = 1024
+"""Up to so many columns the output projection is done in float32, where it costs nothing."""
 UNSUPPORTED = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Config fields of models that change logits after the output projection, which `LanguagePolicy` does not repeat."""
 
@@ -165,7 +167,14 @@ class LanguagePolicy(nn.Module):
     def project(
         self, hidden: Float[torch.Tensor, "N H"], weight: Float[torch.Tensor, "A H"]
     ) -> Float[torch.Tensor, "N A"]:
-        """Logits in float32."""
+        """Logits in float32.
+
+        A few rows of the projection are applied in float32: rounding logits to bfloat16 moves log-probabilities by
+        hundredths of a nat, which the ratio π_θ/π_old would take for a change of policy.
+        """
+        if len(weight) <= FLOAT32_PROJECTION:
+            with torch.autocast(self.device.type, enabled=False):
+                return nn.functional.linear(hidden.float(), weight.float())
         with self.autocast():
             return nn.functional.linear(hidden.to(weight.dtype), weight).float()
 
