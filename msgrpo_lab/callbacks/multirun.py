@@ -10,11 +10,13 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, Status, Tracking
+from msgrpo_lab.config.mistakes import one_line
 
 
 class SweepParent(Callback):
@@ -37,8 +39,9 @@ class SweepParent(Callback):
             assert self._tracking is not None
             arguments = [str(argument) for argument in config.hydra.overrides.task]
             self._parent = self._tracking.start_sweep(["msgrpo_lab.train", "-m", *arguments], swept_keys(arguments))
-        except (ValueError, OSError) as error:
-            print(f"msgrpo_lab: {' '.join(str(error).split())}", file=sys.stderr)
+        except (ValueError, OSError, InstantiationException) as error:
+            cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+            print(f"msgrpo_lab: {one_line(str(cause))}", file=sys.stderr)
             raise SystemExit(2) from error
         if self._parent is not None:
             os.environ[PARENT_VARIABLE] = self._parent

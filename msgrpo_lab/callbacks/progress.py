@@ -57,8 +57,11 @@ class RichTwoBars(L.Callback):
         if self in observers:
             observers.remove(self)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the bars, if this is the first process and there is a terminal."""
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the bars, if this is the first process and there is a terminal.
+
+        The first rollout is collected before Lightning's `on_train_start`, when it sets up its data.
+        """
         if not trainer.is_global_zero or not self._console.is_terminal:
             return
         self._progress = Progress(

@@ -112,7 +112,11 @@ def prepare_store(tracking_uri: str, experiment: str) -> str:
     path = database_path(tracking_uri)
     if path is None:
         return _experiment_id(tracking_uri, experiment, None)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason, remedy = error.strerror or str(error), "give a file in a folder of yours"
+        raise ValueError(f"{KEY}={tracking_uri}: {path.parent} cannot be made ({reason}); {remedy}") from error
     with _locked(path.with_name(f"{path.name}.lock")):
         _use_write_ahead_log(path)
         return _experiment_id(tracking_uri, experiment, (path.absolute().parent / "artifacts").as_uri())

@@ -163,10 +163,10 @@ class CSVTracking:
     folder: str
 
     def start(self, cfg: DictConfig) -> Logger:
-        """A logger that writes `folder/metrics.csv` and the resolved configuration beside it."""
+        """A logger that writes `folder/csv/metrics.csv`; the resolved configuration is written to `folder`."""
         from lightning.pytorch.loggers import CSVLogger
 
-        logger = CSVLogger(save_dir=self.folder, name="", version="")
+        logger = CSVLogger(save_dir=self.folder, name="", version="csv")
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         text = OmegaConf.to_yaml(OmegaConf.create(resolved(cfg)))
         (Path(self.folder) / "resolved.yaml").write_text(text, encoding="utf-8")
