@@ -53,7 +53,7 @@ def compact_ceiling(lakes: Sequence[Lake], horizon: int, *, iterations: int = 60
     """
     if not lakes or len({lake.size for lake in lakes}) != 1:
         raise ValueError(f"lakes: {len(lakes)} maps; give at least one, all of one size")
-    table = _Table(lakes, horizon)
+    table = TextTable(lakes, horizon)
     uniform_XA = np.full((len(table.texts), NUM_ACTIONS), 1 / NUM_ACTIONS)
     hole_avoiding_XA = uniform_XA.copy()
     for lake in lakes:
@@ -76,10 +76,16 @@ def compact_ceiling(lakes: Sequence[Lake], horizon: int, *, iterations: int = 60
     return TextPolicy(texts=table.texts, prob_XA=best_XA, success=best_success)
 
 
-class _Table:
-    """All maps side by side, as arrays: M maps, S states, A actions, X distinct compact texts."""
+class TextTable:
+    """Exact values of text policies, all maps side by side: M maps, S states, A actions, X distinct compact texts.
+
+    Args:
+        lakes: maps of one size, with one kind of ice.
+        horizon: turns of an episode.
+    """
 
     def __init__(self, lakes: Sequence[Lake], horizon: int) -> None:
+        """Number the texts and stack the transition tables."""
         self.horizon = horizon
         self.texts = tuple(sorted({lake.compact_texts[state] for lake in lakes for state in lake.open_S}))
         self.index_of = {text: index for index, text in enumerate(self.texts)}
@@ -94,7 +100,11 @@ class _Table:
     def evaluate(
         self, prob_XA: Float[np.ndarray, "X A"]
     ) -> tuple[float, Float[np.ndarray, "X A"], Float[np.ndarray, " X"]]:
-        """Mean success, its gradient Σ d_t(s) Q_t(s, a) by text and action, and the visits Σ d_t(s) by text."""
+        """Mean success, its gradient by text and action, and the visits by text.
+
+        The gradient is ∂J/∂π(a | x) = Σ d_t(s) Q_t(s, a), the visits Σ d_t(s), both over turns, maps (as a mean) and
+        the states that read x.
+        """
         maps, states = self.text_MS.shape
         prob_MSA = np.concatenate([prob_XA, np.full((1, NUM_ACTIONS), 1 / NUM_ACTIONS)])[self.text_MS]
         move_MSS = np.einsum("msa,msat->mst", prob_MSA, self.move_MSAS)

@@ -11,6 +11,7 @@ import operator
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, cast
 
 import gymnasium
@@ -24,6 +25,12 @@ ObservationStyle = Literal["compact", "paper"]
 
 CHARSET = string.ascii_letters + string.digits + string.punctuation + " \n"
 """Every character that a game's text may contain."""
+
+
+@lru_cache(maxsize=1)
+def _text_space() -> spaces.Text:
+    """The observation space, made once: thousands of games share it, and making it takes milliseconds."""
+    return spaces.Text(max_length=8192, min_length=1, charset=CHARSET)
 
 
 class TextGame(gymnasium.Env[str, int | None], ABC):
@@ -66,7 +73,7 @@ class TextGame(gymnasium.Env[str, int | None], ABC):
         self.fallback_action = one_of("fallback_action", fallback_action, ("random", *self.legal_actions))
         self.shaping = real_number("shaping", shaping, low=0)
         self.shaping_gamma = real_number("shaping_gamma", shaping_gamma, low=0, high=1)
-        self.observation_space = spaces.Text(max_length=8192, min_length=1, charset=CHARSET)
+        self.observation_space = _text_space()
         # ⊥ is no member of the action space: gymnasium's wrappers sample from it, and ⊥ is never a choice.
         self.action_space = cast("spaces.Space[int | None]", spaces.Discrete(len(self.legal_actions)))
         self.steps = 0
@@ -168,7 +175,7 @@ class TextGame(gymnasium.Env[str, int | None], ABC):
         self._over = terminated or truncated
         reward = game_reward
         if self.shaping:
-            potential = 0.0 if terminated else self.potential()
+            potential = self.potential()
             reward += self.shaping * (self.shaping_gamma * potential - self._potential)
             self._potential = potential
         if action is None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from msgrpo_lab.oracle.compact import compact_ceiling
+from msgrpo_lab.oracle.compact import TextTable, compact_ceiling
 from msgrpo_lab.oracle.frozen_lake import (
     best_fixed_mix,
     fixed_mix_success,
@@ -227,6 +227,27 @@ def test_compact_ceiling_finds_the_stochastic_optimum_of_two_aliased_maps() -> N
     assert found.success == pytest.approx(3 / 4, abs=5e-3)
     start_A = found.prob_XA[found.texts.index(right_first.compact_texts[0])]
     np.testing.assert_allclose(start_A, [0, 0.5, 0.5, 0], atol=0.02)
+
+
+@pytest.mark.parametrize("slippery", [False, True])
+def test_gradient_of_a_text_policy_is_that_of_finite_differences(slippery: bool) -> None:
+    """Success is a polynomial in the policy's numbers, so that central differences are good to many digits."""
+    game = FrozenLake(size=3, slippery=slippery, horizon=5)
+    lakes = []
+    for seed in range(4):
+        game.reset(seed=seed)
+        lakes.append(game.lake)
+    table = TextTable(lakes, 5)
+    prob_XA = np.random.default_rng(0).dirichlet(np.ones(4), size=len(table.texts))
+    _, gradient_XA, visits_X = table.evaluate(prob_XA)
+    numeric_XA = np.zeros_like(prob_XA)
+    for index in np.ndindex(*prob_XA.shape):
+        step_XA = np.zeros_like(prob_XA)
+        step_XA[index] = 1e-5
+        numeric_XA[index] = (table.evaluate(prob_XA + step_XA)[0] - table.evaluate(prob_XA - step_XA)[0]) / 2e-5
+    np.testing.assert_allclose(gradient_XA, numeric_XA, atol=1e-9)
+    assert np.abs(gradient_XA).max() > 0.01
+    assert visits_X[table.index_of[lakes[0].compact_texts[0]]] >= 1 / 4, "the first turn is spent at a start"
 
 
 def test_compact_ceiling_success_is_its_policys_own() -> None:
