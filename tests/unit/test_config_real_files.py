@@ -1,0 +1,148 @@
+"""The project's own configuration files: every option of every group composes and is sound."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from msgrpo_lab.callbacks.collapse import CollapseMonitor
+from msgrpo_lab.callbacks.progress import RichTwoBars
+from msgrpo_lab.config import PathsConfig, RolloutConfig, SamplingConfig, UpdateConfig, check_command_line, conf_dir
+from msgrpo_lab.config import paths as config_paths
+
+GROUPS = ("env", "model", "prompt", "credit", "sampler", "loss", "optim", "trainer", "evaluation", "logger", "launcher")
+PRESETS = ("debug", "experiment")
+FREE = ["rollout.sampling.constrain=false"]
+
+
+def options(*groups: str) -> list[str]:
+    return [f"{g}={path.stem}" for g in groups for path in sorted((conf_dir() / g).glob("*.yaml"))]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+@pytest.mark.parametrize("choice", options(*GROUPS, *PRESETS))
+def test_every_option_is_sound(choice: str) -> None:
+    check_command_line([choice, *(FREE if choice == "prompt=think_plan_action" else [])], "train")
+
+
+def test_the_main_job_is_sound() -> None:
+    check_command_line(["-m", "sampler=uniform,abs_adv", "env=snake,frozenlake"], "train")
+
+
+def test_a_prompt_with_tags_is_refused_under_constrained_decoding(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        check_command_line(["prompt=think_plan_action", "rollout.sampling.constrain=true"], "train")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("msgrpo_lab: rollout.sampling.constrain=true: ")
+
+
+def test_training_without_a_policy_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        check_command_line(["engine=scripted"], "train")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("msgrpo_lab: engine=ScriptedEngine: ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "beginning"),
+    [
+        (["env.size=1"], "env.size=1: "),
+        (["env.observation=papr"], "env.observation=papr: "),
+        (["env.horizon=0"], "env.horizon=0: "),
+        (["sampler=abs_adv", "sampler.alpha=-1"], "sampler.alpha=-1"),
+        (["sampler.num_episodes=0"], "sampler.num_episodes=0"),
+        (["loss.reduction=mean"], "loss.reduction=mean"),
+        (["loss.eps_low=x"], "loss.eps_low=x: "),
+        (["credit.normalise=varr"], "credit.normalise=varr"),
+        (["logger.tracking_uri=./mlruns"], "logger.tracking_uri=./mlruns: "),
+        (["logger.tracking_uri=http://127.0.0.1:9"], "logger.tracking_uri=http://127.0.0.1:9: no server answers"),
+        (["model.path=/no/such"], "model.path=/no/such: "),
+        (["optim.lr=fast"], "optim.lr=fast: "),
+        (["callbacks.progress.every_n=x"], "callbacks.progress.every_n=x: "),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0: "),
+    ],
+)
+def test_mistakes_in_the_real_configuration_take_one_line(
+    capsys: pytest.CaptureFixture[str], argv: list[str], beginning: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        check_command_line(argv, "train")
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"msgrpo_lab: {beginning}")
+
+
+def test_a_callback_can_be_left_out() -> None:
+    check_command_line(["callbacks.collapse=null"], "train")
+
+
+@pytest.mark.parametrize(
+    ("schema", "section"),
+    [
+        (RolloutConfig, "rollout"),
+        (SamplingConfig, "rollout.sampling"),
+        (UpdateConfig, "update"),
+        (PathsConfig, "paths"),
+    ],
+)
+def test_the_primary_file_writes_out_every_key_of_the_schemas(schema: type, section: str) -> None:
+    written = OmegaConf.select(OmegaConf.load(conf_dir() / "train.yaml"), section)
+    assert {str(key) for key in written} == {field.name for field in fields(schema)}
+
+
+def test_schemas_are_in_force_when_composing() -> None:
+    assert OmegaConf.get_type(composed()["rollout"]) is RolloutConfig
+    assert isinstance(composed("rollout.sampling.temperature=1").rollout.sampling.temperature, float)
+
+
+@pytest.mark.parametrize("preset", ["debug=fast", "debug=one_update"])
+def test_debug_presets_are_small_and_draw_no_more_than_they_collect(preset: str) -> None:
+    config = composed(preset)
+    assert config.trainer.max_epochs <= 2
+    assert config.rollout.num_groups * config.rollout.group_size <= 64
+    assert config.sampler.num_episodes <= config.rollout.num_groups * config.rollout.group_size
+
+
+def test_debug_chooses_the_tiny_model_unless_the_command_line_names_another() -> None:
+    assert composed("debug=fast").model == composed("model=tiny").model
+    assert composed("debug=fast", "model=qwen2_5_0_5b").model == composed("model=qwen2_5_0_5b").model
+
+
+def test_the_callbacks_are_constructed_from_their_file() -> None:
+    callbacks = [instantiate(node) for node in composed().callbacks.values()]
+    assert [type(callback) for callback in callbacks] == [RichTwoBars, CollapseMonitor]
+
+
+def test_outputs_go_under_the_chosen_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MSGRPO_ROOT", str(tmp_path))
+    assert composed().paths.outputs == f"{tmp_path}/outputs"
+    assert composed().logger.tracking_uri == f"sqlite:///{tmp_path}/outputs/mlflow.db"
+
+
+def test_without_a_choice_the_root_is_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MSGRPO_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert config_paths.project_root() == Path(__file__).resolve().parents[2]
+    assert conf_dir() == config_paths.project_root() / "conf"
+
+
+def test_an_installed_package_brings_its_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MSGRPO_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "site-packages" / "msgrpo_lab"
+    (package / "conf").mkdir(parents=True)
+    monkeypatch.setattr(config_paths, "PACKAGE", package)
+    assert conf_dir() == package / "conf"
+    assert config_paths.project_root() == tmp_path, "an installed package writes into the working directory"
+    (package / "conf").rmdir()
+    with pytest.raises(FileNotFoundError, match="install the package again"):
+        conf_dir()
