@@ -159,8 +159,8 @@ class TextGame(gymnasium.Env[str, int | None], ABC):
         invariance of the optimal policy (Ng, Harada & Russell 1999) is lost by at most `shaping` in return.
 
         Returns:
-            Observation, reward, terminated, truncated, and info with `game_reward` (unshaped, unpenalised),
-            `executed_action`, `invalid` (the turn was ⊥) and `success` (meaningful at the episode's end).
+            Observation, reward, terminated, truncated, and info: `game_reward` (unshaped, unpenalised),
+            `executed_action`, `invalid` (the turn was ⊥), `success` (meaningful at the episode's end).
 
         Raises:
             gymnasium.error.ResetNeeded: the episode is over, or none was begun.

@@ -132,6 +132,16 @@ def test_search_player_walks_around_poison() -> None:
     assert SearchPlayer()(game, generator()) in {"Up", "Down"}
 
 
+def test_search_player_plans_around_poison_further_on() -> None:
+    # P . A B   Going right ends between two poisons; the way leads down and round.
+    # . A . .
+    board = Board(size=4, player=((0, 0),), others=(), apples=((0, 2), (1, 1)), bananas=((0, 3),))
+    game = Snake(size=4, num_apples=2, num_bananas=1, other_snakes=0, apple_reward=-1.0)
+    game.reset(seed=0)
+    game._set_state(board)
+    assert SearchPlayer()(game, generator()) == "Down"
+
+
 def test_search_player_without_food_keeps_alive() -> None:
     # In the corner with its body beside it there is one way that is no death.
     game = snake_at(player=((0, 0), (1, 0), (1, 1), (2, 1)))
