@@ -48,7 +48,9 @@ CURVE = {
     "band": "str",
 }
 """Columns of a curve and their types, kept by empty ones so that putting curves together changes none."""
-IDENTITY = re.compile(r"(^|[._])(seed|run_id|parent_run_id|run_name|output_dir|ckpt_path|resume|job_num|job_id)$")
+IDENTITY = re.compile(
+    r"^param\.(paths|logger|callbacks)\.|(^|[._])(seed|run_id|run_name|dir|ckpt_path|resume|job_num|job_id)$"
+)
 """Parameters that tell two runs of one setting apart, and are no setting themselves."""
 
 

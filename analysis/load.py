@@ -93,6 +93,10 @@ def _sweep_ids(client: MlflowClient, experiment_id: str, experiment: str, sweep:
     if sweep == LATEST:
         finished = [run_id for run_id, run in parents.items() if run.info.status == "FINISHED"]
         if finished:
+            newest = list(parents)[-1]
+            if newest != finished[-1]:
+                status = parents[newest].info.status
+                log.warning("the newest sweep, %s, is %s: the one before it that finished is drawn", newest, status)
             return finished[-1:]
         if parents:
             run_id, run = list(parents.items())[-1]

@@ -143,10 +143,20 @@ def test_a_tag_that_differs_is_part_of_the_method(tag):
     assert list(label_methods(runs)["method"]) == ["uniform, one", "uniform, two"]
 
 
-@pytest.mark.parametrize("key", ["seed", "env__seed", "logger__run_id", "hydra__job_num"])
+@pytest.mark.parametrize(
+    "key",
+    ["seed", "data__seed", "paths__outputs", "logger__folder", "trainer__default_root_dir", "ckpt_path", "resume"],
+)
 def test_what_tells_runs_apart_is_no_setting(key):
     runs = make_runs(("snake", "uniform", "0"), ("snake", "uniform", "1"), **{key: ["0", "1"]})
     assert list(label_methods(runs)["method"]) == ["uniform", "uniform"]
+
+
+@pytest.mark.parametrize("key", ["model__path", "optim__lr", "rollout__group_size", "env__horizon", "seeding"])
+def test_what_changes_the_run_is_a_setting(key):
+    runs = make_runs(("snake", "uniform", "0"), ("snake", "uniform", "1"), **{key: ["a", "b"]})
+    name = key.replace("__", ".")
+    assert list(label_methods(runs)["method"]) == [f"uniform, {name}=a", f"uniform, {name}=b"]
 
 
 def test_a_param_that_differs_between_environments_only_is_no_setting():

@@ -69,7 +69,7 @@ def test_pdf_embeds_truetype_fonts_and_no_date(grid, name):
 
 
 def test_run_by_path_from_another_folder_gives_the_same_bytes(store, grid, tmp_path):
-    command = [sys.executable, str(SCRIPT), "--tracking-uri", store.uri, "--sweep", store.grid, "--out", "drawn"]
+    command = [sys.executable, str(SCRIPT), "--tracking-uri", store.uri, "--out", "drawn"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in grid.iterdir())

@@ -23,6 +23,11 @@ def test_latest_is_the_newest_finished_sweep(store):
     assert len(runs) == len(GRID)
 
 
+def test_a_newer_sweep_that_did_not_finish_is_told(store, caplog):
+    load_runs(store.uri)
+    assert f"the newest sweep, {store.running}, is RUNNING" in caplog.text
+
+
 def test_a_run_has_its_tags_status_and_duration(store):
     runs = load_runs(store.uri, sweep=store.grid)
     assert list(runs["env"]) == [job.env for job in GRID]

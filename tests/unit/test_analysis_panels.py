@@ -121,6 +121,8 @@ def test_no_two_methods_look_alike():
     with paper_style():
         style = looks([f"m{place}" for place in range(20)])
     assert len({(look.colour, look.marker, look.dashes) for look in style.values()}) == 20
+    first = list(style.values())[:5]
+    assert len({look.colour for look in first}) == len({look.marker for look in first}) == 5
 
 
 @pytest.mark.parametrize(
