@@ -149,7 +149,8 @@ def _across_section(points: pd.DataFrame, table: pd.DataFrame) -> list[str]:
 def render(points: pd.DataFrame, source: str, left_out: Sequence[str]) -> str:
     """The whole document: every cell of `summary`, its reference rows, and what was left out."""
     table = summary(points)
-    blocks = ["# Comparison", f"{points['run_id'].nunique()} finished jobs; {source}."]
+    jobs = points["run_id"].nunique()
+    blocks = ["# Comparison", f"{jobs} finished job{'s' if jobs != 1 else ''}; {source}."]
     if table.empty:
         blocks.append("No job logged a held-out score.")
     else:

@@ -179,7 +179,7 @@ class Filled:
     """A job of its own, whose `train/loss` was logged twice at step 3 (first 9, then 4) and is -inf at step 4."""
 
 
-SHORT = 12
+SHORT = 6
 """Updates of the jobs whose curves do not matter."""
 
 

@@ -82,7 +82,7 @@ def test_one_environment_has_no_comparison_over_environments():
 
 def test_source_and_remarks_are_shown():
     text = render(ONE, "experiment `msgrpo`", ["left out: job r9"])
-    assert "1 finished jobs; experiment `msgrpo`." in text
+    assert "1 finished job; experiment `msgrpo`." in text
     assert text.endswith("## Remarks\n\n- left out: job r9\n")
 
 
