@@ -63,7 +63,7 @@ class RolloutDataModule(L.LightningDataModule):
         super().__init__()
         if not engine.samples_policy:
             raise ValueError(
-                f"engine={type(engine).__name__}: its completions are not the policy's and cannot train it; use engine=hf"
+                f"engine={type(engine).__name__}: its answers are not the policy's and cannot train it; use engine=hf"
             )
         self.policy = policy
         self.collector = collector
@@ -132,6 +132,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.metrics = {
             **{f"train/{name}": value for name, value in rollout_metrics(rollout).items()},
             "train/action_entropy": action_entropy(rollout, constrained=self.sampling.choices is not None),
+            "train/turns": float(turns),
             "train/env_steps": float(self.env_steps),
             "train/episodes": float(self.episodes),
             "train/drawn_episodes": float(len(selection.index)),

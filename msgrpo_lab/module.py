@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 import torch
 
-from msgrpo_lab.data import RolloutDataModule
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.rows import plan_forward
 from msgrpo_lab.loss import LossStats, MSGRPOLoss, sum_stats
@@ -55,6 +54,8 @@ class LAPModule(L.LightningModule):
         self.token_budget = token_budget
         self.max_grad_norm = max_grad_norm
         self.total_updates = total_updates
+        self.wall_s = 0.0
+        """Seconds spent in rollouts and updates so far, without evaluation."""
 
     def configure_optimizers(self) -> Any:
         """Optimiser over the trainable parameters, scheduler stepped once an update."""
@@ -109,15 +110,19 @@ class LAPModule(L.LightningModule):
             "perf/computed_tokens": float(tokens),
             "perf/distinct_token_ratio": tokens / float(batch.attention_mask.sum()),
         }
+        self.wall_s += update_s
         if batch_idx == 0:
             metrics["train/logprob_gap"] = gap
             metrics |= self._rollout_metrics(update_s)
+            self.wall_s += sum(metrics.get(f"perf/{part}_s", 0.0) for part in ("rollout", "credit", "collate"))
+        metrics["train/wall_s"] = self.wall_s
         self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
 
     def _rollout_metrics(self, update_s: float) -> dict[str, float]:
         """The current epoch's rollout, with the environment steps per second of rollout and update together."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, RolloutDataModule) or data.rollout is None:
-            return {}
-        seconds = data.metrics["perf/rollout_s"] + update_s * data.updates_per_epoch
-        return data.metrics | {"perf/env_steps_per_s": float(data.rollout.num_turns.sum()) / seconds}
+        metrics: dict[str, float] = dict(getattr(data, "metrics", {}))
+        if metrics:
+            seconds = metrics["perf/rollout_s"] + update_s * data.updates_per_epoch
+            metrics["perf/env_steps_per_s"] = metrics["train/turns"] / seconds
+        return metrics

@@ -99,6 +99,8 @@ class HeldOutEvaluation(L.Callback):
         self.references: dict[str, Score] = {}
         self.latest: dict[str, float] = {}
         """Metrics of the latest evaluation."""
+        self.evaluated_at = -1
+        """Optimiser updates done when it was made; -1 before the first."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Reference players and the untrained policy."""
@@ -136,7 +138,7 @@ class HeldOutEvaluation(L.Callback):
             scores = score_metrics(self._play(data, trainer.global_step, greedy), low, high)
             metrics |= {f"eval/{self.scenario}/{prefix}{name}": value for name, value in scores.items()}
         metrics["perf/evaluation_s"] = time.perf_counter() - started
-        self.latest = metrics
+        self.latest, self.evaluated_at = metrics, trainer.global_step
         _log(trainer, metrics)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         log.info(
@@ -147,6 +149,11 @@ class HeldOutEvaluation(L.Callback):
             metrics[f"eval/{self.scenario}/greedy_success_rate"],
         )
         return metrics
+
+    @property
+    def latest_return(self) -> float:
+        """Sampled held-out return of the latest evaluation; nan before the first."""
+        return self.latest.get(f"eval/{self.scenario}/return_mean", float("nan"))
 
     def _play(self, data: RolloutDataModule, version: int, greedy: bool) -> RolloutBatch:
         data.engine.sync(data.policy, version)

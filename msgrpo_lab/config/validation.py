@@ -13,7 +13,7 @@ from msgrpo_lab.config.rules import check_across, check_sections
 from msgrpo_lab.config.tree import components, plain
 from msgrpo_lab.config.value_types import UNRESOLVED
 
-LIGHT_GROUPS = ("env", "sampler", "credit", "loss", "prompt", "logger")
+LIGHT_GROUPS = ("env", "sampler", "credit", "loss", "optim", "evaluation", "prompt", "model.source", "logger")
 """Components whose constructors load nothing, so that checking may call them and pass on what they refuse."""
 
 SUPPLIED: Mapping[str, frozenset[str]] = {}
@@ -41,8 +41,9 @@ def validate(cfg: DictConfig, *, light_groups: Sequence[str] = LIGHT_GROUPS) -> 
     lines += [str(mistake) for mistake in check_across(tree)]
     for group in light_groups:
         flawless = not any(line.startswith((f"{group}.", f"{group}=")) for line in lines)
-        if group in tree and flawless:
-            lines += list(_construct(group, tree[group]))
+        node = _node(tree, group)
+        if node is not None and flawless:
+            lines += list(_construct(group, node))
     if lines:
         raise ConfigError(lines)
 
@@ -59,6 +60,18 @@ def _check_engine(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     if getattr(engine, "samples_policy", True) is False:
         problem = "its answers are not the policy's and cannot train it"
         yield Mistake("engine", engine.__name__, problem, "use engine=hf to train")
+
+
+def _node(tree: Mapping[str, Any], group: str) -> Any:
+    """The node at a dotted key; None where there is none, or where `model.path` takes the source's place."""
+    node: Any = tree
+    for key in group.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            return None
+        if key == "source" and node.get("path") is not None:
+            return None
+        node = node[key]
+    return node
 
 
 def _construct(group: str, node: Any) -> Iterator[str]:

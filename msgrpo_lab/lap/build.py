@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -75,8 +74,3 @@ def build_policy(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return LanguagePolicy(model, tokenizer, dtype)
-
-
-def default_cache() -> str:
-    """Where dequantised base models are kept: `~/.cache/msgrpo_lab`."""
-    return str(Path.home() / ".cache" / "msgrpo_lab")

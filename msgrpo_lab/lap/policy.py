@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, entropy
 from msgrpo_lab.lap.rows import ForwardPlan, Rows
+from msgrpo_lab.lap.sources import quiet_transformers
 from msgrpo_lab.types import Sampling
 
 MIN_SHARED_PREFIX = 8
@@ -229,6 +230,7 @@ class LanguagePolicy(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Writes what was trained: the adapter in PEFT's format, or all weights, as safetensors."""
-        self.model.save_pretrained(folder)  # type: ignore[operator]
-        if not self.has_adapter:
-            self.tokenizer.save_pretrained(folder)
+        with quiet_transformers():
+            self.model.save_pretrained(folder)  # type: ignore[operator]
+            if not self.has_adapter:
+                self.tokenizer.save_pretrained(folder)

