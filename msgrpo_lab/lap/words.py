@@ -21,7 +21,11 @@ _WORDS = (
     "apples Apples banana Banana bananas Bananas poison Poison poisonous healthy free Free body Body danger "
     "Danger head Head tail eat Eat eating die death other another grow grows by reward costs point points "
     "action Action actions think plan answer Answer tag inside last legal Legal state State rules Rules none "
-    "None no not each every from until when if then game Game horizon "
+    "None no not each every from until when if then game Game horizon Avoid Food The bodies dead either fell into "
+    "reached side walls Actions All An Coordinates Cross Eating Entering Holes Other Reaching after always angles any "
+    "board chosen columns direction directions eaten ends falling frozen gives have hits item its kind lake leaves "
+    "longer makes most new off playing probability random replaced rows same them time top two where without First "
+    "about next choose out exactly format thoughts "
 )
 
 _CHAT_TEMPLATE = (
