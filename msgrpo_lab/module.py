@@ -116,7 +116,17 @@ class LAPModule(L.LightningModule):
             metrics |= self._rollout_metrics(update_s)
             self.wall_s += sum(metrics.get(f"perf/{part}_s", 0.0) for part in ("rollout", "credit", "collate"))
         metrics["train/wall_s"] = self.wall_s
-        self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
+        self._log(metrics)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        """Gives the metrics of update `global_step` − 1 to the callbacks and the loggers.
+
+        The loggers are told directly: Lightning's own way repeats what one update logged at every later update of the
+        epoch, so that a rollout's metrics would seem to have been measured once a mini-batch.
+        """
+        self.log_dict(metrics, on_step=True, on_epoch=False, logger=False, batch_size=1)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, self.trainer.global_step - 1)
 
     def _rollout_metrics(self, update_s: float) -> dict[str, float]:
         """The current epoch's rollout, with the environment steps per second of rollout and update together."""
