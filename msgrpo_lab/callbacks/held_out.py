@@ -16,6 +16,7 @@ from msgrpo_lab.data import RolloutDataModule
 from msgrpo_lab.oracle.reference import Score, baseline_names, reference_scores
 from msgrpo_lab.rollout.metrics import rollout_metrics
 from msgrpo_lab.seeding import generator, held_out_seeds
+from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import RolloutBatch
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
-def score_metrics(rollout: RolloutBatch, low: float, high: float) -> dict[str, float]:
+def score_metrics(rollout: RolloutBatch, ends: tuple[float, float] | None) -> dict[str, float]:
     """Scores of evaluation episodes with 95 % intervals over the episodes, from the game's own unshaped return.
 
-    `normalised_score` is (return − low) / (high − low): 0 is the lower reference player, 1 the upper one.
+    `normalised_score` is (return − low) / (high − low), with `ends` = (low, high) the returns of the lower and the upper
+    reference player: 0 is the one, 1 the other. It is left out where they are not known, or the same.
     """
     metrics = rollout_metrics(rollout)
     returns = [episode.game_ret for episode in rollout.episodes]
@@ -52,7 +54,8 @@ def score_metrics(rollout: RolloutBatch, low: float, high: float) -> dict[str, f
         "return_mean": (float(np.mean(returns)), *mean_interval(returns)),
         "success_rate": (float(np.mean(success)), *wilson_interval(sum(success), len(success))),
     }
-    if not math.isclose(low, high):
+    if ends is not None and not math.isclose(*ends):
+        low, high = ends
         low_to_high = [(value - low) / (high - low) for value in intervals["return_mean"]]
         intervals["normalised_score"] = (low_to_high[0], low_to_high[1], low_to_high[2])
     named = {
@@ -125,17 +128,26 @@ class HeldOutEvaluation(L.Callback):
         seeds = held_out_seeds(max(self.episodes, self._simulated(data)))
         return reference_scores(data.collector.make_game, seeds, generator(0, "reference"))
 
+    def _ends(self, data: RolloutDataModule) -> tuple[float, float] | None:
+        """Returns of the lower and the upper reference player; None for a game without an upper one."""
+        try:
+            low, high = baseline_names(data.collector.example_game)
+        except ValueError:
+            return None
+        return self.references[low].return_mean, self.references[high].return_mean
+
     def _simulated(self, data: RolloutDataModule) -> int:
         """Seeds needed for the reference players: more of them where they have to be simulated."""
-        return self.reference_simulations if "search" in baseline_names(data.collector.example_game) else self.episodes
+        exact = isinstance(data.collector.example_game, FrozenLake)
+        return self.episodes if exact else self.reference_simulations
 
     def evaluate(self, trainer: L.Trainer, data: RolloutDataModule) -> dict[str, float]:
         """Plays the held-out seeds once sampled and once greedily, and logs the scores at the current update."""
         started = time.perf_counter()
-        low, high = (self.references[name].return_mean for name in baseline_names(data.collector.example_game))
+        ends = self._ends(data)
         metrics: dict[str, float] = {}
         for prefix, greedy in (("", False), ("greedy_", True)):
-            scores = score_metrics(self._play(data, trainer.global_step, greedy), low, high)
+            scores = score_metrics(self._play(data, trainer.global_step, greedy), ends)
             metrics |= {f"eval/{self.scenario}/{prefix}{name}": value for name, value in scores.items()}
         metrics["perf/evaluation_s"] = time.perf_counter() - started
         self.latest, self.evaluated_at = metrics, trainer.global_step

@@ -69,7 +69,7 @@ def package_versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """The machine: system, processor, cores usable by this process, memory in GB (10⁹ bytes), accelerators, threads."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

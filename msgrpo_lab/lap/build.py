@@ -71,6 +71,10 @@ def build_policy(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        for layer in model.modules():
+            # Autocast brings inputs and adapter to one type by itself; PEFT's own cast to float32 would only copy.
+            if dtype != torch.float32 and hasattr(layer, "cast_input_dtype_enabled"):
+                layer.cast_input_dtype_enabled = False
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return LanguagePolicy(model, tokenizer, dtype)

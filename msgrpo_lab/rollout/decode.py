@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from transformers import DynamicCache
 
 from msgrpo_lab.lap.decoding import decoding_logprobs, draw
 from msgrpo_lab.lap.policy import MIN_SHARED_PREFIX, LanguagePolicy
@@ -33,7 +32,6 @@ class FreeDecoder:
         self.version = version
         self.token_budget = token_budget
         self.computed_tokens = 0
-        self._prefix: tuple[bytes, DynamicCache] | None = None
 
     def generate(
         self, prompts: Sequence[Int[np.ndarray, " P"]], sampling: Sampling, uniforms: Float[np.ndarray, "N C"]
