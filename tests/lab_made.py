@@ -22,7 +22,15 @@ from msgrpo_lab.lap.sources import RandomLlama
 from msgrpo_lab.types import Completion, Episode, ParsedAction, RolloutBatch, Sampling, TrainBatch, Turn
 
 SMALL = ("model.source.hidden_size=32", "model.source.intermediate_size=64", "model.source.num_layers=2")
-SMALL_RUN = ("model=tiny", *SMALL, "debug=fast", "trainer.accelerator=cpu", "evaluation.reference_simulations=4")
+SMALL_RUN = (
+    "model=tiny",
+    *SMALL,
+    "debug=fast",
+    "trainer.accelerator=cpu",
+    "update.passes=1",
+    "update.minibatches=1",
+    "evaluation.reference_simulations=4",
+)
 
 
 def small_policy(*, init_seed: int = 0, lora_rank: int | None = None, sharpness: float = 8.0) -> LanguagePolicy:

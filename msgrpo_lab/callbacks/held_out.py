@@ -44,8 +44,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 def score_metrics(rollout: RolloutBatch, ends: tuple[float, float] | None) -> dict[str, float]:
     """Scores of evaluation episodes with 95 % intervals over the episodes, from the game's own unshaped return.
 
-    `normalised_score` is (return − low) / (high − low), with `ends` = (low, high) the returns of the lower and the upper
-    reference player: 0 is the one, 1 the other. It is left out where they are not known, or the same.
+    `normalised_score` is (return − low) / (high − low), with `ends` = (low, high) the returns of the lower and the
+    upper reference player: 0 is the one, 1 the other. It is left out where they are not known, or the same.
     """
     metrics = rollout_metrics(rollout)
     returns = [episode.game_ret for episode in rollout.episodes]
@@ -146,8 +146,9 @@ class HeldOutEvaluation(L.Callback):
         started = time.perf_counter()
         ends = self._ends(data)
         metrics: dict[str, float] = {}
+        data.engine.sync(data.policy, trainer.global_step)
         for prefix, greedy in (("", False), ("greedy_", True)):
-            scores = score_metrics(self._play(data, trainer.global_step, greedy), ends)
+            scores = score_metrics(self._play(data, greedy), ends)
             metrics |= {f"eval/{self.scenario}/{prefix}{name}": value for name, value in scores.items()}
         metrics["perf/evaluation_s"] = time.perf_counter() - started
         self.latest, self.evaluated_at = metrics, trainer.global_step
@@ -167,8 +168,7 @@ class HeldOutEvaluation(L.Callback):
         """Sampled held-out return of the latest evaluation; nan before the first."""
         return self.latest.get(f"eval/{self.scenario}/return_mean", float("nan"))
 
-    def _play(self, data: RolloutDataModule, version: int, greedy: bool) -> RolloutBatch:
-        data.engine.sync(data.policy, version)
+    def _play(self, data: RolloutDataModule, greedy: bool) -> RolloutBatch:
         return data.collector.collect(
             seeds=held_out_seeds(self.episodes),
             group_size=1,

@@ -17,7 +17,7 @@ from msgrpo_lab.types import Completion, Sampling
 class HFEngine:
     """Completes prompts with the Hugging Face model that is being trained.
 
-    Equal prompts are computed once; with constrained decoding a prompt is computed once per policy version.
+    Equal prompts are computed once; with constrained decoding a prompt is computed once between two calls of `sync`.
 
     Args:
         token_budget: padded prompt tokens of one forward pass at most.
@@ -33,9 +33,11 @@ class HFEngine:
         self._free: FreeDecoder | None = None
 
     def sync(self, policy: LanguagePolicy, version: int) -> None:
-        """See `RolloutEngine.sync`. What is remembered of another policy or version is dropped."""
-        if self._choice is not None and self._choice.policy is policy and self._choice.version == version:
-            return
+        """See `RolloutEngine.sync`. All that is remembered is dropped, even of the same policy and version.
+
+        Which prompts a forward pass holds moves the last bits of its logits. So that a rollout is the same to the bit
+        whether or not an evaluation (or a restart) came before it, it never goes on from what another one computed.
+        """
         self._choice = ChoiceDecoder(policy, version, self.token_budget)
         self._free = FreeDecoder(policy, version, self.token_budget)
 

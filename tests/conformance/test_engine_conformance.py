@@ -312,15 +312,12 @@ def test_free_decoding_continues_each_distinct_text_once(hf: Any) -> None:
     assert hf.computed_tokens == 12 + 3, "twenty equal texts are one"
 
 
-def test_a_new_version_forgets_and_the_same_one_remembers() -> None:
+def test_a_moved_policy_is_computed_anew() -> None:
     policy = small_policy()
     engine = build("hf")
     engine.sync(policy, 0)
     first = engine.generate(PROMPTS, RULES["words"], rng())
     computed = engine.computed_tokens
-    engine.sync(policy, 0)
-    engine.generate(PROMPTS, RULES["words"], rng())
-    assert engine.computed_tokens == computed
     move(policy)
     engine.sync(policy, 1)
     assert engine.computed_tokens == 0
@@ -328,6 +325,21 @@ def test_a_new_version_forgets_and_the_same_one_remembers() -> None:
     assert engine.computed_tokens == computed
     assert {completion.policy_version for completion in second} == {1}
     assert any(not np.array_equal(a.logprobs, b.logprobs) for a, b in zip(first, second, strict=True))
+
+
+def test_after_a_sync_nothing_depends_on_what_was_asked_before(rule: Sampling, policy: LanguagePolicy) -> None:
+    """To the bit: a rollout is the same whether or not an evaluation of the same policy came before it."""
+    engine = build("hf")
+    engine.sync(policy, 0)
+    fresh = engine.generate(PROMPTS, rule, rng())
+    engine.sync(policy, 0)
+    engine.generate([ids(*BEGINNING, *range(20)), PROMPTS[0]], rule, rng())
+    engine.sync(policy, 0)
+    assert engine.computed_tokens == 0
+    again = engine.generate(PROMPTS, rule, rng())
+    assert [completion.logprobs.tolist() for completion in fresh] == [
+        completion.logprobs.tolist() for completion in again
+    ]
 
 
 def test_another_policy_of_the_same_version_is_another_policy() -> None:
