@@ -58,6 +58,8 @@ class LanguagePolicy(nn.Module):
         self.compute_dtype = compute_dtype
         self.has_adapter = hasattr(model, "peft_config")
         self._reference: list[nn.Module] = []  # in a list, so that it is no submodule and in no checkpoint
+        self._recomputing = [part for part in model.modules() if getattr(part, "gradient_checkpointing", False)]
+        self.train(False)
         config = self._causal_lm.config
         for field in UNSUPPORTED:
             if getattr(config, field, None) not in (None, 1, 1.0):
@@ -67,6 +69,23 @@ class LanguagePolicy(nn.Module):
     def _causal_lm(self) -> Any:
         model: Any = self.model
         return model.get_base_model() if self.has_adapter else model
+
+    def train(self, mode: bool = True) -> LanguagePolicy:
+        """Without effect on the model: under dropout, log-probabilities would not be those that were sampled under."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    @contextlib.contextmanager
+    def _recompute_activations(self) -> Iterator[None]:
+        """Layers recompute activations in the backward pass, which they do in training mode only."""
+        for part in self._recomputing:
+            part.training = True
+        try:
+            yield
+        finally:
+            for part in self._recomputing:
+                part.training = False
 
     @property
     def device(self) -> torch.device:
@@ -142,14 +161,16 @@ class LanguagePolicy(nn.Module):
 
         Positions from `needed_from` on are never among the shared ones.
 
-        The shared prefix is run once and its keys and values are broadcast, with gradients. Rows are padded on the
-        right, where causal attention never looks, so no padding mask is needed.
+        The shared prefix is run once and its keys and values are broadcast, with gradients; layers that recompute their
+        activations cannot keep keys and values, and read the rows as a whole. Rows are padded on the right, where
+        causal attention never looks, so no padding mask is needed.
         """
         ids = torch.from_numpy(rows.input_ids).to(self.device)
         decoder = self._causal_lm.get_decoder()
-        shared = min(rows.shared_prefix(), needed_from) if len(ids) > 1 else 0
+        recompute = bool(self._recomputing) and torch.is_grad_enabled()
+        shared = min(rows.shared_prefix(), needed_from) if len(ids) > 1 and not recompute else 0
         if shared < MIN_SHARED_PREFIX:
-            with self.autocast():
+            with self.autocast(), self._recompute_activations() if recompute else contextlib.nullcontext():
                 return decoder(input_ids=ids, use_cache=False).last_hidden_state, 0
         cache = self.prefix_cache(ids[0, :shared])
         cache.batch_repeat_interleave(len(ids))
