@@ -1,0 +1,98 @@
+"""Every combination of choices composes, is sound, and trains: in this process, on two small layers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from lab_made import SMALL, SMALL_RUN, composed, fit, small_lab
+
+from msgrpo_lab.assemble import component
+from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.config import check_command_line, conf_dir
+
+FREE = ("rollout.sampling.constrain=false", "rollout.sampling.max_new_tokens=6")
+QUICK = ("model=tiny", "debug=fast")
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def fitting(prompt: str) -> tuple[str, ...]:
+    """What a prompt needs: answers in tags cannot be constrained to one word."""
+    return FREE if prompt == "think_plan_action" else ()
+
+
+@pytest.mark.parametrize(
+    ("credit", "sampler", "prompt"), list(itertools.product(names("credit"), names("sampler"), names("prompt")))
+)
+def test_credit_sampler_and_prompt_go_together_and_train(credit: str, sampler: str, prompt: str) -> None:
+    choices = (f"credit={credit}", f"sampler={sampler}", f"prompt={prompt}", *fitting(prompt))
+    (row,) = fit(small_lab(*choices), epochs=1).training()
+    assert math.isfinite(row["train/loss"])
+    assert row["train/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert row["train/drawn_episodes"] == 8
+
+
+@pytest.mark.parametrize("view", ["compact", "paper"])
+@pytest.mark.parametrize("env", names("env"))
+def test_every_scenario_trains_in_both_views(env: str, view: str) -> None:
+    lab = small_lab(f"env={env}", f"env.observation={view}")
+    (row,) = fit(lab, epochs=1).training()
+    assert row["train/valid_action_rate"] == 1.0
+    assert row["train/grad_norm"] > 0
+    assert 1 <= row["train/episode_length"] <= lab.data.collector.example_game.horizon
+
+
+@pytest.mark.parametrize("env", ["frozenlake_slippery", "snake"])
+def test_a_scenario_is_evaluated_under_its_own_name(env: str) -> None:
+    evaluation = HeldOutEvaluation(episodes=4, every=1, reference_simulations=4, scenario=env)
+    memory = fit(small_lab(f"env={env}"), epochs=1, callbacks=[evaluation])
+    assert len(memory.series(f"eval/{env}/normalised_score")) == 2
+    low, high = (memory.series(f"reference/{env}/{name}/return_mean") for name in ("random", "ignores_prompt"))
+    assert len(low) == len(high) == 1
+
+
+SOUND = [
+    *(("env", env, "sampler", sampler) for env in names("env") for sampler in names("sampler")),
+    *(("env", env, "credit", credit) for env in names("env") for credit in names("credit")),
+    *(("env", env, "prompt", prompt) for env in names("env") for prompt in names("prompt")),
+]
+
+
+@pytest.mark.parametrize(("group", "name", "other_group", "other"), SOUND)
+def test_combinations_are_sound(group: str, name: str, other_group: str, other: str) -> None:
+    check_command_line([*QUICK, f"{group}={name}", f"{other_group}={other}", *fitting(other)], "train")
+
+
+PRESETS = [f"{group}={name}" for group in ("experiment", "debug") for name in names(group)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_sound(preset: str) -> None:
+    check_command_line([preset], "train")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_train_on_the_tiny_model(preset: str) -> None:
+    """The preset's own regime, cut down in numbers only."""
+    cut = (
+        "rollout.num_groups=2",
+        "rollout.group_size=4",
+        "sampler.num_episodes=4",
+        "rollout.sampling.max_new_tokens=6",
+    )
+    lab = small_lab(preset, "model=tiny", *SMALL, "model.lora_rank=null", "model.precision=float32", *cut)
+    rows = fit(lab, epochs=1).training()
+    assert len(rows) == lab.data.updates_per_epoch
+    assert all(math.isfinite(row["train/loss"]) for row in rows)
+
+
+@pytest.mark.parametrize("name", names("callbacks"))
+def test_callbacks_of_the_configuration_run(name: str) -> None:
+    config = composed(*SMALL_RUN, f"callbacks={name}")
+    callbacks = [component(node) for node in config.callbacks.values()]
+    memory = fit(small_lab(f"callbacks={name}"), epochs=2, callbacks=callbacks)
+    assert len(memory.training()) == 2
