@@ -80,7 +80,6 @@ def decoding_logprobs(
     logits: Float[torch.Tensor, "N V"],
     rule: Sampling,
     allowed: Bool[torch.Tensor, "N V"] | None = None,
-    keep: Bool[torch.Tensor, "N V"] | None = None,
 ) -> Float[torch.Tensor, "N V"]:
     """Log-probabilities (nats, float32) of the distribution that `rule` draws from; −inf where it never draws.
 
@@ -88,8 +87,6 @@ def decoding_logprobs(
         logits: raw logits of the language model, any float type.
         rule: temperature, top-k and top-p; its `greedy` flag plays no part here.
         allowed: tokens that the constraint admits; None admits all. At least one a row.
-        keep: tokens that top-k and top-p must not cut off. The loss passes the tokens that were sampled: after an
-            update they may have left the top-k set, and a ratio with probability 0 has no gradient.
     """
     assert logits.ndim == 2
     scaled = logits.float() / rule.temperature
@@ -98,14 +95,42 @@ def decoding_logprobs(
         scaled = scaled.masked_fill(~allowed, -torch.inf)
     if rule.top_k is not None and rule.top_k < scaled.shape[-1]:
         threshold = scaled.topk(rule.top_k, dim=-1).values[:, -1:]
-        cut = scaled < threshold
-        scaled = scaled.masked_fill(cut if keep is None else cut & ~keep, -torch.inf)
+        scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
     if rule.top_p is not None and rule.top_p < 1.0:
         ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
         before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
         cut = torch.zeros_like(scaled, dtype=torch.bool).scatter(-1, order, before >= rule.top_p)
-        scaled = scaled.masked_fill(cut if keep is None else cut & ~keep, -torch.inf)
+        scaled = scaled.masked_fill(cut, -torch.inf)
     return scaled.log_softmax(dim=-1)
+
+
+def sampled_logprobs(
+    logits: Float[torch.Tensor, "N V"],
+    logprobs: Float[torch.Tensor, "N V"],
+    rule: Sampling,
+    row: Int[torch.Tensor, " Q"],
+    column: Int[torch.Tensor, " Q"],
+) -> Float[torch.Tensor, " Q"]:
+    """Log-probabilities (nats) of tokens that were sampled by an earlier policy; always finite.
+
+    A token that top-k or top-p has come to cut off is let in again, beside those that are kept: a ratio with
+    probability 0 has no gradient. Each token is let in alone, so that its log-probability does not depend on what other
+    samples of the batch happened to draw from the same distribution.
+
+    Args:
+        logits: raw logits.
+        logprobs: `decoding_logprobs` of them.
+        rule: the decoding rule.
+        row: which distribution each token was sampled from.
+        column: the token; one that the constraint admits.
+    """
+    picked = logprobs[row, column]
+    if rule.top_k is None and rule.top_p is None:
+        return picked
+    mode = logprobs.argmax(dim=-1, keepdim=True)
+    log_mass = (logits.gather(-1, mode).float() / rule.temperature - logprobs.gather(-1, mode)).squeeze(-1)
+    own = logits[row, column].float() / rule.temperature
+    return torch.where(picked == -torch.inf, own - torch.logaddexp(log_mass[row], own), picked)
 
 
 def entropy(logprobs: Float[torch.Tensor, "N V"]) -> Float[torch.Tensor, " N"]:

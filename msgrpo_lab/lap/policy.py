@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, entropy
+from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, entropy, sampled_logprobs
 from msgrpo_lab.lap.rows import ForwardPlan, Rows
 from msgrpo_lab.lap.sources import quiet_transformers
 from msgrpo_lab.types import Sampling
@@ -244,10 +244,8 @@ class LanguagePolicy(nn.Module):
     ) -> tuple[Float[torch.Tensor, " Q"], Float[torch.Tensor, " N"]]:
         """Log-probabilities of the pairs and entropies of the nodes of one chunk."""
         logits = self.project(hidden, weight)
-        keep = torch.zeros_like(logits, dtype=torch.bool)
-        keep[pair_node, pair_column] = True
-        logprobs = decoding_logprobs(logits, rule, allowed, keep)
-        return logprobs[pair_node, pair_column], entropy(logprobs)
+        logprobs = decoding_logprobs(logits, rule, allowed)
+        return sampled_logprobs(logits, logprobs, rule, pair_node, pair_column), entropy(logprobs)
 
     def save(self, folder: Path) -> None:
         """Writes what was trained: the adapter in PEFT's format, or all weights, as safetensors."""

@@ -100,6 +100,23 @@ def test_top_k_and_top_p_where_the_kept_tokens_were_sampled(
     assert_same(policy, train_batch(samples), rule, 64)
 
 
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_a_sample_is_the_same_alone_as_among_others(
+    policy: LanguagePolicy, rule: Sampling, data: st.DataObject
+) -> None:
+    """Tokens that top-k or top-p would cut off are among them: one sample must not widen another's distribution."""
+    samples = data.draw(made_samples(constrained=rule.choices is not None))
+    with torch.no_grad():
+        together = shared_stats(policy, train_batch(samples), rule)
+        for row, (prompt, written) in enumerate(samples):
+            alone = shared_stats(policy, train_batch([(prompt, written)]), rule)
+            own = slice(len(prompt), len(prompt) + len(written))
+            torch.testing.assert_close(together.logprobs[row, own], alone.logprobs[0, own], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(together.entropy[row, own], alone.entropy[0, own], atol=1e-4, rtol=1e-4)
+
+
 @settings(max_examples=10, deadline=None)
 @given(samples=made_samples(constrained=True))
 def test_low_rank_adapters_get_the_same_gradients(adapted: LanguagePolicy, samples: Samples) -> None:

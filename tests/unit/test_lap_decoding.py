@@ -12,19 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab_made import ids, plain_distribution
 
-from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, draw, entropy
+from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, draw, entropy, sampled_logprobs
 from msgrpo_lab.types import Sampling
 
 LN = math.log
 
 
-def probabilities(
-    weights: list[float], rule: Sampling, allowed: list[bool] | None = None, keep: list[bool] | None = None
-) -> list[float]:
+def probabilities(weights: list[float], rule: Sampling, allowed: list[bool] | None = None) -> list[float]:
     """Probabilities under `rule` of tokens whose unscaled probabilities are proportional to `weights`."""
-    rows = [None if mask is None else torch.tensor([mask]) for mask in (allowed, keep)]
+    admitted = None if allowed is None else torch.tensor([allowed])
     logits = torch.tensor([[LN(weight) for weight in weights]])
-    return [round(value, 6) for value in decoding_logprobs(logits, rule, *rows).exp()[0].tolist()]
+    return [round(value, 6) for value in decoding_logprobs(logits, rule, admitted).exp()[0].tolist()]
+
+
+def sampled(weights: list[float], rule: Sampling, *tokens: int) -> list[float]:
+    """Probabilities of sampled tokens, one distribution for all of them."""
+    logits = torch.tensor([[LN(weight) for weight in weights]])
+    row = torch.zeros(len(tokens), dtype=torch.long)
+    logprobs = sampled_logprobs(logits, decoding_logprobs(logits, rule), rule, row, torch.tensor(tokens))
+    return [round(value, 6) for value in logprobs.exp().tolist()]
 
 
 @pytest.mark.parametrize(
@@ -70,14 +76,38 @@ def test_constraint_comes_first(rule: Sampling, allowed: list[bool], expected: l
     assert probabilities([1, 1, 2, 4], rule, allowed) == pytest.approx(expected, abs=2e-6)
 
 
-@pytest.mark.parametrize("rule", [Sampling(top_k=1), Sampling(top_p=0.5)])
-def test_tokens_that_were_sampled_are_not_cut_off(rule: Sampling) -> None:
-    assert probabilities([1, 1, 2, 4], rule, keep=[True, False, False, False]) == pytest.approx([0.2, 0, 0, 0.8])
+@pytest.mark.parametrize("rule", [Sampling(top_k=1), Sampling(top_p=0.5), Sampling(top_k=2, top_p=0.5)])
+def test_sampled_token_that_was_cut_off_is_let_in_beside_those_that_are_kept(rule: Sampling) -> None:
+    assert sampled([1, 1, 2, 4], rule, 0) == pytest.approx([1 / 5])
+    assert sampled([1, 1, 2, 4], rule, 3) == [1.0], "one that is kept has the probability it is drawn with"
 
 
-def test_kept_tokens_do_not_overrule_the_constraint() -> None:
-    row = probabilities([1, 1, 2, 4], Sampling(top_k=1), [True, True, True, False], [True, False, False, True])
-    assert row == pytest.approx([1 / 3, 0, 2 / 3, 0], abs=2e-6)
+def test_temperature_comes_before_letting_in() -> None:
+    assert sampled([1, 1, 2, 4], Sampling(top_k=1, temperature=0.5), 2) == pytest.approx([4 / 20])
+
+
+def test_sampled_tokens_do_not_see_each_other() -> None:
+    """All tokens of the vocabulary drawn from one prompt, and each by itself: the same numbers."""
+    weights, rule = [1.0, 2.0, 3.0, 5.0, 8.0], Sampling(top_k=2)
+    together = sampled(weights, rule, 0, 1, 2, 3, 4)
+    assert together == [sampled(weights, rule, token)[0] for token in range(5)]
+    assert together == pytest.approx([1 / 14, 2 / 15, 3 / 16, 5 / 13, 8 / 13], abs=1e-6)
+
+
+@pytest.mark.parametrize("token", range(4))
+def test_sampled_tokens_have_the_gradient_of_their_log_probability(token: int) -> None:
+    logits = torch.tensor([[0.0, 0.3, -0.2, 1.0]], dtype=torch.double, requires_grad=True)
+    rule = Sampling(top_k=2, temperature=0.7)
+
+    def logprob(x: torch.Tensor) -> torch.Tensor:
+        return sampled_logprobs(x, decoding_logprobs(x, rule), rule, torch.tensor([0]), torch.tensor([token]))
+
+    (gradient,) = torch.autograd.grad(logprob(logits).sum(), logits)
+    kept = sorted({1, 3, token})
+    expected = torch.zeros(4, dtype=torch.double)
+    expected[kept] = -(logits[0, kept] / 0.7).softmax(0) / 0.7
+    expected[token] += 1 / 0.7
+    assert torch.allclose(gradient[0], expected.detach(), atol=1e-5)
 
 
 def test_rows_do_not_mix() -> None:
