@@ -30,8 +30,14 @@ class AdamW:
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for values out of range."""
-        if not self.lr > 0:
-            raise ValueError(f"optim.lr={self.lr}: must be above 0")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"optim.lr={self.lr}: must be above 0 and finite; 3e-4 is usual with an adapter")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas={list(self.betas)}: each must lie in [0, 1); [0.9,0.95] is usual")
+        if not 0 <= self.eps < math.inf:
+            raise ValueError(f"optim.eps={self.eps}: must be at least 0 and finite; 1e-8 is usual")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"optim.weight_decay={self.weight_decay}: must be at least 0 and finite; 0 turns it off")
         if self.warmup_updates < 0:
             raise ValueError(f"optim.warmup_updates={self.warmup_updates}: must be at least 0")
         if not 0 <= self.final_fraction <= 1:

@@ -28,7 +28,6 @@ from msgrpo_lab.config.components import check_component
 from msgrpo_lab.config.hydra_errors import Vocabulary, explain, explain_syntax
 from msgrpo_lab.config.mistakes import ConfigError, Mistake, one_line
 from msgrpo_lab.config.paths import conf_dir
-from msgrpo_lab.config.rules import check_multirun
 from msgrpo_lab.config.tree import components, plain
 from msgrpo_lab.config.validation import validate
 
@@ -75,7 +74,10 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         if not error.code:
             raise
         reason = printed.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-        raise ConfigError([f"command line: {reason}; --hydra-help lists the options"]) from None
+        remedy = (
+            "write -m and other options before the overrides" if "=" in reason else "--hydra-help lists the options"
+        )
+        raise ConfigError([f"command line: {reason}; {remedy}"]) from None
 
 
 def _asks_for_information(arguments: argparse.Namespace) -> bool:
@@ -95,12 +97,12 @@ def _check_jobs(arguments: argparse.Namespace, config_name: str) -> None:
         jobs = [base]
     lines: list[str] = []
     for config in jobs:
-        lines += _mistakes(config, sweeping)
+        lines += _mistakes(config)
     if lines:
         raise ConfigError(lines)
 
 
-def _mistakes(config: DictConfig, sweeping: bool) -> list[str]:
+def _mistakes(config: DictConfig) -> list[str]:
     """The lines for one composed job, Hydra's callbacks included."""
     unresolvable: list[Mistake] = []
     callbacks = plain(config.hydra.callbacks, unresolvable, "hydra.callbacks") if config.hydra.callbacks else {}
@@ -109,8 +111,6 @@ def _mistakes(config: DictConfig, sweeping: bool) -> list[str]:
         lines += [str(mistake) for mistake in check_component(path, node)]
     with open_dict(config):
         del config["hydra"]
-    if sweeping:
-        lines += [str(mistake) for mistake in check_multirun(plain(config, []))]
     try:
         validate(config)
     except ConfigError as error:

@@ -15,6 +15,8 @@ from msgrpo_lab.config.value_types import UNRESOLVED, annotations_of, describe, 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 TAG_PARSER = "ActionTagParser"
 """Reads the action out of an XML tag."""
+LARGEST_SEED = 2**63 - 1
+"""torch's generators take no larger one."""
 CHECKPOINT_WORDS = ("last", "best", "hpc", "registry")
 """Values of `ckpt_path` that Lightning resolves itself."""
 
@@ -50,8 +52,12 @@ def _check_section(path: str, section: Any, schema: type) -> Iterator[Mistake]:
 
 def check_across(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     """Mistakes that no single section shows: sizes that contradict each other, files that are not there, devices."""
+    seed = _integer(tree.get("seed"))
+    if seed is not None and seed > LARGEST_SEED:
+        yield Mistake("seed", seed, f"must be at most {LARGEST_SEED}", "give for example seed=0")
     yield from _check_sizes(tree)
     yield from _check_answers(tree)
+    yield from _check_model(_section(tree, "model"))
     yield from _check_files(tree)
     yield from _check_trainer(_section(tree, "trainer"))
 
@@ -86,11 +92,23 @@ def _check_answers(tree: Mapping[str, Any]) -> Iterator[Mistake]:
         )
 
 
+def _check_model(model: Mapping[str, Any]) -> Iterator[Mistake]:
+    for key, without in (("lora_rank", "; null trains all weights"), ("lora_alpha", "")):
+        value = _integer(model.get(key))
+        if value is not None and value < 1:
+            yield Mistake(f"model.{key}", value, f"must be at least 1{without}", f"give for example model.{key}=16")
+
+
 def _check_files(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     path = _section(tree, "model").get("path")
-    if isinstance(path, str) and not Path(path).expanduser().exists():
+    if isinstance(path, str) and not (Path(path).expanduser() / "config.json").is_file():
+        found = Path(path).expanduser().resolve()
+        problem = f"there is no config.json in {found}" if found.exists() and path else f"there is nothing at {found}"
         remedy = "give the folder of a model saved with save_pretrained, or leave the key out"
-        yield Mistake("model.path", path, f"there is nothing at {Path(path).expanduser().resolve()}", remedy)
+        yield Mistake("model.path", path, problem, remedy)
+    outputs = _section(tree, "paths").get("outputs")
+    if isinstance(outputs, str) and not outputs.strip():
+        yield Mistake("paths.outputs", outputs, "must not be empty", "give a folder, or leave the key out")
     checkpoint = tree.get("ckpt_path")
     if (
         isinstance(checkpoint, str)
@@ -110,25 +128,39 @@ def _check_trainer(trainer: Mapping[str, Any]) -> Iterator[Mistake]:
         yield Mistake(
             "trainer.accelerator", accelerator, "Lightning has no such accelerator", f"give one of: {options}"
         )
+    if accelerator in ("gpu", "cuda") and not _gpu_is_there(accelerator):
+        yield Mistake(
+            "trainer.accelerator", accelerator, "this machine has none that torch can use", "give auto or cpu"
+        )
     epochs = trainer.get("max_epochs", 1)
     if epochs is not UNRESOLVED and (_integer(epochs) is None or epochs < 1):
         problem = "must be a whole number at least 1 (an epoch is one rollout and its updates)"
         yield Mistake("trainer.max_epochs", epochs, problem, "give for example trainer.max_epochs=30")
+    yield from _check_processes(trainer)
 
 
-def check_multirun(tree: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Mistakes that only a sweep makes: jobs of several processes, each of which would sweep again."""
-    trainer = _section(tree, "trainer")
-    remedy = "start each job by itself: torchrun --nproc-per-node=N -m msgrpo_lab.train … (without -m after it)"
-    strategy = trainer.get("strategy", "auto")
-    problem = "a sweep (-m) cannot run jobs over several processes, each of which would start the sweep again"
+def _gpu_is_there(accelerator: str) -> bool:
+    import torch
+
+    return torch.cuda.is_available() or (accelerator == "gpu" and torch.backends.mps.is_available())
+
+
+def _check_processes(trainer: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Several devices or processes: each would play and learn the very same episodes, and track a run of its own."""
+    problem = "training over several devices is not built: each would play and learn the very same episodes"
+    remedy = "; runs side by side are a sweep with launcher=joblib"
+    strategy, nodes = trainer.get("strategy", "auto"), _integer(trainer.get("num_nodes"))
+    count = _device_count(trainer)
     if isinstance(strategy, str) and strategy.startswith(("ddp", "fsdp", "deepspeed")):
-        yield Mistake("trainer.strategy", strategy, problem, remedy)
-    elif _device_count(trainer) > 1:
-        yield Mistake("trainer.devices", trainer.get("devices", "auto"), problem, f"set trainer.devices=1, or {remedy}")
-    nodes = _integer(trainer.get("num_nodes"))
+        yield Mistake("trainer.strategy", strategy, problem, f"give auto{remedy}")
+    elif count > 1:
+        yield Mistake("trainer.devices", trainer.get("devices", "auto"), problem, f"set trainer.devices=1{remedy}")
+    elif count < 1:
+        yield Mistake(
+            "trainer.devices", trainer.get("devices"), "there is nothing to train on", "set trainer.devices=1"
+        )
     if nodes is not None and nodes > 1:
-        yield Mistake("trainer.num_nodes", nodes, problem, remedy)
+        yield Mistake("trainer.num_nodes", nodes, problem, f"leave it out{remedy}")
 
 
 def _device_count(trainer: Mapping[str, Any]) -> int:

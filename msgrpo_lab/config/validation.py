@@ -13,8 +13,21 @@ from msgrpo_lab.config.rules import check_across, check_sections
 from msgrpo_lab.config.tree import components, plain
 from msgrpo_lab.config.value_types import UNRESOLVED
 
-LIGHT_GROUPS = ("env", "sampler", "credit", "loss", "optim", "evaluation", "prompt", "model.source", "logger")
-"""Components whose constructors load nothing, so that checking may call them and pass on what they refuse."""
+LIGHT_GROUPS = (
+    "env",
+    "sampler",
+    "credit",
+    "loss",
+    "optim",
+    "evaluation",
+    "callbacks",
+    "prompt",
+    "model.source",
+    "engine",
+    "logger",
+)
+"""Components (or sections of them) whose constructors load nothing, so that checking may call them and pass on what
+they refuse."""
 
 SUPPLIED: Mapping[str, frozenset[str]] = {}
 """Parameters that the program passes when it instantiates a group, by group."""
@@ -42,8 +55,9 @@ def validate(cfg: DictConfig, *, light_groups: Sequence[str] = LIGHT_GROUPS) -> 
     for group in light_groups:
         flawless = not any(line.startswith((f"{group}.", f"{group}=")) for line in lines)
         node = _node(tree, group)
-        if node is not None and flawless:
-            lines += list(_construct(group, node))
+        if flawless:
+            for path, component in _components_of(group, node):
+                lines += list(_construct(path, component))
     if lines:
         raise ConfigError(lines)
 
@@ -72,6 +86,14 @@ def _node(tree: Mapping[str, Any], group: str) -> Any:
             return None
         node = node[key]
     return node
+
+
+def _components_of(group: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """The component that a group is, or those that a section such as `callbacks` holds, by key."""
+    if isinstance(node, Mapping) and "_target_" not in node:
+        yield from ((f"{group}.{name}", child) for name, child in node.items())
+    elif node is not None:
+        yield group, node
 
 
 def _construct(group: str, node: Any) -> Iterator[str]:

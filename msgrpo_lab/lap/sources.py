@@ -190,7 +190,18 @@ class RandomLlama:
     num_layers: int = 4
     num_heads: int = 4
     init_seed: int = 0
-    """Seed of the weights; the training seed does not change them."""
+    """Seed of the weights."""
+
+    def __post_init__(self) -> None:
+        """Raises `ModelSourceError` for sizes that no such model has."""
+        for key in ("hidden_size", "intermediate_size", "num_layers", "num_heads"):
+            if getattr(self, key) < 1:
+                raise ModelSourceError(f"model.source.{key}={getattr(self, key)}: must be at least 1")
+        if self.hidden_size % (2 * self.num_heads):
+            raise ModelSourceError(
+                f"model.source.hidden_size={self.hidden_size}: must be an even multiple of the {self.num_heads} heads "
+                "(model.source.num_heads); 128 with 4 is usual"
+            )
 
     def load(self, dtype: torch.dtype) -> Loaded:
         """Make the model; see `ModelSource.load`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from msgrpo_lab.config import ConfigError, validate
@@ -158,6 +159,13 @@ def test_a_sound_configuration_passes() -> None:
         ("trainer.max_epochs", -1, "trainer.max_epochs=-1"),
         ("trainer.max_epochs", 1.5, "trainer.max_epochs=1.5"),
         ("model.path", "/no/such/model", "model.path=/no/such/model: there is nothing at /no/such/model"),
+        ("model.path", __file__, f"model.path={__file__}"[:40]),
+        ("model.path", str(Path(__file__).parent), "there is no config.json in"),
+        ("model.path", "", "model.path=: there is nothing"),
+        ("model.lora_rank", 0, "model.lora_rank=0: must be at least 1; null trains all weights"),
+        ("model.lora_alpha", -1, "model.lora_alpha=-1: must be at least 1"),
+        ("paths.outputs", "", "paths.outputs=: must not be empty"),
+        ("seed", 2**63, f"seed={2**63}: must be at most {2**63 - 1}"),
         ("ckpt_path", "/no/such.ckpt", "ckpt_path=/no/such.ckpt: there is no checkpoint"),
     ],
 )
@@ -180,14 +188,28 @@ def test_one_mistake_is_told_in_one_line(dotted: str, value: Any, told: str) -> 
         ("env.words", ["Up", "Down"]),
         ("env.folder", "somewhere"),
         ("env.horizon", "${seed_of_horizon}"),
-        ("trainer.accelerator", "gpu"),
-        ("model.path", str(Path(__file__).parent)),
+        ("trainer.accelerator", "cpu"),
+        ("seed", 2**63 - 1),
         ("ckpt_path", "last"),
         ("ckpt_path", __file__),
     ],
 )
 def test_values_at_the_edge_pass(dotted: str, value: Any) -> None:
     assert mistakes_in(**{**changed(dotted, value), "seed_of_horizon": 5}) == ()
+
+
+def test_a_folder_that_holds_a_model_passes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert mistakes_in(**changed("model.path", str(tmp_path))) == ()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_missing_gpu_is_told_before_anything_is_loaded(accelerator: str) -> None:
+    if accelerator == "gpu" and torch.backends.mps.is_available():
+        pytest.skip("there is a GPU of another make")
+    line = only(mistakes_in(**changed("trainer.accelerator", accelerator)))
+    assert line.startswith(f"trainer.accelerator={accelerator}: this machine has none")
 
 
 def test_more_episodes_than_collected_can_be_drawn_with_replacement() -> None:
