@@ -15,6 +15,12 @@ def _quiet_lightning() -> Iterator[None]:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+        for message in (
+            r".*does not have many workers.*",
+            r".*isinstance\(treespec, LeafSpec\).*",
+            r".*module\(s\) in eval mode.*",
+            r".*is_gradient_checkpointing.*",
+            r".*gradient_checkpointing_enable.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
         yield
