@@ -19,6 +19,9 @@ from msgrpo_lab.config import check_command_line, conf_dir
 
 log = logging.getLogger(__name__)
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
 
 def train(config: DictConfig) -> float:
     """One training run from a checked configuration.
@@ -48,10 +51,12 @@ def train(config: DictConfig) -> float:
             config.trainer, logger=logger, callbacks=[*named, evaluation, keeper], default_root_dir=str(folder)
         )
         trainer.fit(lab.module, datamodule=lab.data)
-        status = "KILLED" if trainer.interrupted else "FINISHED"
-    except KeyboardInterrupt:
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into an exit with code 1.
         status = "KILLED"
-        raise
+        log.warning("interrupted: the run is marked KILLED; what was trained so far is in %s", folder)
+        raise SystemExit(INTERRUPTED) from stop
     finally:
         tracking.finish(status)
     return float(evaluation.latest_return)

@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 class AdapterKeeper(L.Callback):
     """Writes `adapter/best` and `adapter/last` (the LoRA adapter, or all weights where all are trained).
 
-    They go into the run's folder, and to MLflow as artifacts when training ends. "Best" is by the sampled
-    held-out return; it is in memory until the end, so that a good policy survives a late collapse.
+    They go into the run's folder, and to MLflow as artifacts, when training ends or is interrupted. "Best" is by the
+    sampled held-out return; it is in memory until the end, so that a good policy survives a late collapse.
 
     Args:
         folder: folder of the run.
@@ -48,6 +48,14 @@ class AdapterKeeper(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes both, and hands them to MLflow."""
+        self._keep(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """The same where the user has interrupted a run that has made an update: hours may be in it."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+            self._keep(trainer, pl_module)
+
+    def _keep(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LAPModule)
         target = self.folder / "adapter"
         shutil.rmtree(target, ignore_errors=True)

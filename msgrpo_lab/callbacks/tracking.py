@@ -142,7 +142,10 @@ class MLflowTracking:
         return str(client.create_run(experiment_id, tags=tags, run_name=name[:LONGEST_PARAM]).info.run_id)
 
     def finish_sweep(self, parent_run_id: str, status: Status) -> None:
-        """Close the parent run: FINISHED only if every child is. A child still open has lost its process: KILLED."""
+        """Close the parent run: FINISHED only if every child is, KILLED if interrupted children are all that is amiss.
+
+        A child still open has lost its process: KILLED.
+        """
         client = mlflow_module().MlflowClient(self.tracking_uri)
         experiment_id = client.get_run(parent_run_id).info.experiment_id
         children = client.search_runs(
@@ -151,8 +154,11 @@ class MLflowTracking:
         for child in children:
             if child.info.status == "RUNNING":
                 client.set_terminated(child.info.run_id, "KILLED")
-        if status == "FINISHED" and any(child.info.status != "FINISHED" for child in children):
+        ends = {child.info.status for child in children} - {"FINISHED"}
+        if status == "FINISHED" and ends:
             status = "FAILED"
+        elif status == "FAILED" and ends == {"KILLED"}:
+            status = "KILLED"  # nothing went wrong: the sweep was interrupted
         client.set_terminated(parent_run_id, status)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -228,3 +229,41 @@ def test_a_run_that_fails_is_marked_failed(tmp_path: Path) -> None:
         experiment = client.get_experiment_by_name("msgrpo")
         assert experiment is not None
         assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
+
+
+@pytest.mark.parametrize("sweep_of", [(), ("-m", "sampler=uniform,abs_adv")], ids=["single", "sweep"])
+def test_an_interrupted_run_ends_at_once_is_marked_killed_and_keeps_its_policy(
+    sweep_of: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Ctrl-C in the middle of training."""
+    arguments = [*sweep_of, *TINY, "trainer.max_epochs=100000", "evaluation.every=1", f"paths.outputs={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "msgrpo_lab.train", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        told = ""
+        for line in process.stdout:
+            told += line
+            if "update 3/" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        told += process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("msgrpo")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (job,) = [run for run in runs if run.data.tags["msgrpo.kind"] == "job"]
+    assert job.info.status == "KILLED"
+    assert [run.info.status for run in runs if run is not job] == ["KILLED"] * bool(sweep_of)
+    kept = {path.path for path in client.list_artifacts(job.info.run_id, "adapter")}
+    assert kept == {"adapter/best", "adapter/last"}

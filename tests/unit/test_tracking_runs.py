@@ -145,6 +145,8 @@ def test_only_the_first_process_opens_a_run(
         (["FINISHED", None], "FINISHED", "FAILED"),
         (["FINISHED"], "FAILED", "FAILED"),
         ([], "FINISHED", "FINISHED"),
+        (["FINISHED", "KILLED"], "FAILED", "KILLED"),
+        (["FAILED", "KILLED"], "FAILED", "FAILED"),
     ],
 )
 def test_a_sweep_finishes_only_if_every_job_does(
