@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -151,9 +152,19 @@ def test_every_legal_word_maps_back_to_its_action(make: Make, shape: str) -> Non
             assert game.text_to_action(shape.format(variant)) == index
 
 
-@pytest.mark.parametrize("text", ["", " ", "sideways", "Left Right", "Left.", "0", "None", "Lefts", "random"])
+@pytest.mark.parametrize("text", ["", " ", "sideways", "{} {}", "{}.", "-{}", "None", "{}s", "random", "{}\n{}"])
 def test_other_text_is_illegal(make: Make, text: str) -> None:
-    assert make().text_to_action(text) is None
+    game = make()
+    for word in game.legal_actions:
+        assert game.text_to_action(text.format(word, word)) is None
+
+
+def test_every_legal_action_is_a_word_of_its_own(make: Make) -> None:
+    """What the parsers look for: one word of letters, digits and underscores, whatever its case."""
+    words = make().legal_actions
+    assert len(words) >= 2
+    assert all(re.fullmatch(r"\w+", word) for word in words)
+    assert len({word.lower() for word in words}) == len(words)
 
 
 def test_texts_use_declared_characters_and_fit(make: Make, observation: str) -> None:
@@ -186,8 +197,17 @@ def test_paper_rules_say_what_every_action_means(make: Make) -> None:
     assert f"{game.horizon} moves" in game.rules
 
 
-def test_compact_text_is_short_and_one_cell_a_line(make: Make) -> None:
+def test_compact_text_is_shorter_than_the_complete_one(make: Make) -> None:
+    compact, paper = make(observation="compact"), make(observation="paper")
+    for seed in SEEDS:
+        (short, _), (long, _) = compact.reset(seed=seed), paper.reset(seed=seed)
+        assert len(compact.rules + short) < len(paper.rules + long)
+
+
+def test_compact_text_of_a_game_of_moves_has_one_cell_a_line(make: Make) -> None:
     game = make(observation="compact")
+    if set(game.legal_actions) != {"Left", "Right", "Up", "Down"}:
+        pytest.skip("its actions are not the four moves on a grid")
     for seed in SEEDS:
         lines = game.reset(seed=seed)[0].splitlines()
         assert len(lines) == 1 + len(game.legal_actions)
@@ -296,7 +316,9 @@ def test_episode_is_truncated_at_the_horizon_and_not_before(make: Make) -> None:
     cut = 0
     for seed in range(40):
         game = make(horizon=3)
-        for turn, (_, _, terminated, truncated, _) in enumerate(_play(game, [0, 1, 2, 3], seed=seed)[1:], start=1):
+        for turn, (_, _, terminated, truncated, _) in enumerate(
+            _play(game, _random_actions(game, seed), seed=seed)[1:], start=1
+        ):
             assert game.steps <= 3
             assert truncated == (turn == 3 and not terminated)
             cut += truncated
@@ -316,12 +338,12 @@ def test_step_after_the_end_needs_a_reset(make: Make) -> None:
     game.step(0)
 
 
-@pytest.mark.parametrize("action", [-1, 4, 99])
-def test_action_out_of_range_is_refused_and_costs_no_turn(make: Make, action: int) -> None:
+def test_action_out_of_range_is_refused_and_costs_no_turn(make: Make) -> None:
     game = make()
     game.reset(seed=0)
-    with pytest.raises(ValueError, match=f"action={action}"):
-        game.step(action)
+    for action in (-1, len(game.legal_actions), 99):
+        with pytest.raises(ValueError, match=f"action={action}"):
+            game.step(action)
     assert game.steps == 0
 
 
@@ -373,7 +395,7 @@ def test_state_key_is_hashable_and_agrees_with_the_complete_view(make: Make) -> 
         ("observation", "pixels"),
         ("invalid_penalty", -1.0),
         ("invalid_penalty", float("inf")),
-        ("fallback_action", "jump"),
+        ("fallback_action", "no such action"),
         ("fallback_action", None),
         ("shaping", -0.1),
         ("shaping", float("nan")),
@@ -385,7 +407,9 @@ def test_state_key_is_hashable_and_agrees_with_the_complete_view(make: Make) -> 
         ("size", 4.0),
     ],
 )
-def test_mistaken_argument_is_told_in_one_line(make: Make, key: str, value: Any) -> None:
+def test_mistaken_argument_is_told_in_one_line(make: Make, scenario: str, key: str, value: Any) -> None:
+    if key not in _settings(scenario):
+        pytest.skip(f"the game has no {key}")
     with pytest.raises(ValueError, match=f"env.{key}=") as caught:
         make(**{key: value})
     message = str(caught.value)
