@@ -146,3 +146,11 @@ def test_an_installed_package_brings_its_configuration(monkeypatch: pytest.Monke
     (package / "conf").rmdir()
     with pytest.raises(FileNotFoundError, match="install the package again"):
         conf_dir()
+
+
+def test_the_folder_of_a_sweeps_job_is_one_short_name_whatever_was_overridden() -> None:
+    overrides = ["hydra.job.num=3", "paths.outputs=/a/b", "sampler=abs_adv", "seed=7", "model=tiny"]
+    overrides += [f"prompt.opening={'x' * 300}"]
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        config = compose("train", overrides, return_hydra_config=True)
+    assert config.hydra.sweep.subdir == "3_frozenlake-abs_adv-episode_return-seed7"
