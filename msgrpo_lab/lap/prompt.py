@@ -112,6 +112,17 @@ class PromptBuilder:
         return parsed
 
     def choices(self, legal_actions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Token ids of each legal word as it would follow the prompt, for constrained decoding."""
+        """Token ids of each legal word as it would follow the prompt, for constrained decoding.
+
+        Raises:
+            ValueError: the tokenizer knows no token for a part of a legal word, so that words cannot be told apart.
+        """
         space = "" if not self.template.opening or self.template.opening[-1].isspace() else " "
-        return tuple(tuple(self.tokenizer.encode(space + word, add_special_tokens=False)) for word in legal_actions)
+        choices = tuple(tuple(self.tokenizer.encode(space + word, add_special_tokens=False)) for word in legal_actions)
+        for word, tokens in zip(legal_actions, choices, strict=True):
+            if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in tokens:
+                raise ValueError(
+                    f"model: its tokenizer does not know the legal word {word!r}; use another model, or add the word to "
+                    "msgrpo_lab/lap/words.py for tiny"
+                )
+        return choices

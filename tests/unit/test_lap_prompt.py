@@ -210,3 +210,9 @@ def test_every_word_has_one_token_of_its_own(tokenizer: Any) -> None:
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
     for word in ("Left", "99", "x", "#", "\n", "  "):
         assert len(tokenizer.encode(word, add_special_tokens=False)) == 1
+
+
+def test_legal_words_that_the_tokenizer_cannot_tell_apart_are_named(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=r"legal word 'Zephyr'.*lap/words\.py") as caught:
+        PromptBuilder(template(), tokenizer).choices(("Left", "Zephyr"))
+    assert "\n" not in str(caught.value)
