@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -71,7 +71,8 @@ def build_policy(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-        for layer in model.modules():
+        layers: list[Any] = list(model.modules())
+        for layer in layers:
             # Autocast brings inputs and adapter to one type by itself; PEFT's own cast to float32 would only copy.
             if dtype != torch.float32 and hasattr(layer, "cast_input_dtype_enabled"):
                 layer.cast_input_dtype_enabled = False
