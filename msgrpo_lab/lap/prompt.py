@@ -122,7 +122,7 @@ class PromptBuilder:
         for word, tokens in zip(legal_actions, choices, strict=True):
             if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in tokens:
                 raise ValueError(
-                    f"model: its tokenizer does not know the legal word {word!r}; use another model, or add the word to "
+                    f"model: its tokenizer does not know the legal word {word!r}; use another model, or add it to "
                     "msgrpo_lab/lap/words.py for tiny"
                 )
         return choices
