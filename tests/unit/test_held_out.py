@@ -162,6 +162,7 @@ def test_every_run_is_evaluated_on_the_same_seeds(seed: int, monkeypatch: pytest
     training, sampled, greedy, *_ = watch.asked
     assert sampled["seeds"] == greedy["seeds"] == held_out_seeds(12)
     assert sampled["group_size"] == 1
+    assert list(sampled["members"]) == list(greedy["members"]) == [0] * 12, "a seed's chance events are the same too"
     assert (sampled["sampling"].temperature, sampled["sampling"].greedy, greedy["sampling"].greedy) == (
         0.5,
         False,

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lab_made import Memory, fit, gradient_of, small_lab
 
 from msgrpo_lab.assemble import Lab
 from msgrpo_lab.loss import LossStats
+from msgrpo_lab.seeding import generator
 from msgrpo_lab.types import RolloutBatch, TrainBatch
 
 FREE = ("rollout.sampling.constrain=false", "rollout.sampling.max_new_tokens=3")
@@ -294,3 +296,23 @@ def test_observers_of_the_data_see_the_rollouts() -> None:
     lab.data.observers.append(notes)
     fit(lab, epochs=2)
     assert notes.turns.count(0) == 2
+
+
+def test_an_updates_gradient_is_its_own() -> None:
+    """At a learning rate that moves nothing, each pass over a batch has the same gradient; none adds to the last."""
+    rows = fit(small_lab("update.passes=3", "optim.lr=1e-12"), epochs=1).training()
+    norms = [row["train/grad_norm"] for row in rows]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+
+
+def test_every_draw_is_of_the_runs_seed_and_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def noted(*of: Any) -> np.random.Generator:
+        asked.append(of)
+        return generator(*of)
+
+    monkeypatch.setattr("msgrpo_lab.data.generator", noted)
+    lab = small_lab("seed=7", "update.minibatches=2")
+    list(lab.data.batches(epoch=3, version=6))
+    assert sorted(asked) == [(7, stream, 3) for stream in ("data_order", "engine", "env_seeds", "members", "sampler")]
