@@ -13,9 +13,11 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from msgrpo_lab.config import check_command_line, conf_dir
+from msgrpo_lab.config.mistakes import one_line
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,13 @@ def train(config: DictConfig) -> float:
     logger = tracking.start(config)
     status = "FAILED"
     try:
-        lab = build_lab(config)
+        try:
+            lab = build_lab(config)
+        except (ValueError, OSError, InstantiationException) as error:
+            # What only the model itself can tell: a damaged file, LoRA targets it does not have.
+            status, message = "FAILED", one_line(str(innermost(error)))
+            print(f"msgrpo_lab: {message}", file=sys.stderr)
+            raise _CannotStart from error
         evaluation = component(config.evaluation, scenario=choices["env"])
         keeper = AdapterKeeper(folder=folder, evaluation=evaluation)
         named = [component(node) for node in (config.callbacks or {}).values() if node is not None]
@@ -52,6 +60,8 @@ def train(config: DictConfig) -> float:
         )
         trainer.fit(lab.module, datamodule=lab.data)
         status = "FINISHED"
+    except _CannotStart:
+        raise
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns Ctrl-C into an exit with code 1.
         status = "KILLED"
@@ -60,6 +70,20 @@ def train(config: DictConfig) -> float:
     finally:
         tracking.finish(status)
     return float(evaluation.latest_return)
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error that Hydra's instantiation errors were raised from."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+class _CannotStart(SystemExit):
+    """A job ends before its first rollout, with exit code 1; the reason has been printed in one line."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
 
 
 def _quieten() -> None:

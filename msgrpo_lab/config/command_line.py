@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +100,24 @@ def _check_jobs(arguments: argparse.Namespace, config_name: str) -> None:
     lines: list[str] = []
     for config in jobs:
         lines += _mistakes(config)
+    if not lines and arguments.cfg is None:
+        lines = _make_output_folders({str(config.paths.outputs) for config in jobs if "paths" in config})
     if lines:
         raise ConfigError(lines)
+
+
+def _make_output_folders(folders: Collection[str]) -> list[str]:
+    """Makes the folders that runs are written to; a line for each that cannot be made."""
+    lines = []
+    for folder in sorted(folders):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            if not os.access(Path(folder), os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            problem = f"this folder cannot be written ({error.strerror})"
+            lines.append(str(Mistake("paths.outputs", folder, problem, "give a folder you may write to")))
+    return lines
 
 
 def _mistakes(config: DictConfig) -> list[str]:

@@ -37,6 +37,10 @@ class PromptTemplate:
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for an unknown field or an example that is no pair."""
+        if not callable(self.parser):
+            raise ValueError(
+                f"prompt.parser={self.parser}: must be a parser; give a _target_ as in conf/prompt/action_only.yaml"
+            )
         for key in ("system", "user", "opening"):
             text = getattr(self, key) or ""
             try:

@@ -154,3 +154,24 @@ def test_the_folder_of_a_sweeps_job_is_one_short_name_whatever_was_overridden() 
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         config = compose("train", overrides, return_hydra_config=True)
     assert config.hydra.sweep.subdir == "3_frozenlake-abs_adv-episode_return-seed7"
+
+
+def test_an_output_folder_that_cannot_be_made_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit) as stop:
+        check_command_line(["logger=csv", f"paths.outputs={tmp_path}/file/out"], "train")
+    printed = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert len(printed) == 1
+    assert "paths.outputs" in printed[0]
+    assert "give a folder" in printed[0]
+
+
+def test_a_prompt_without_a_parser_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        check_command_line(["prompt.parser=null"], "train")
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 1
+    assert "prompt.parser" in printed[0]
