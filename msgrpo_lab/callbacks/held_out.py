@@ -69,8 +69,9 @@ def score_metrics(rollout: RolloutBatch, ends: tuple[float, float] | None) -> di
 class HeldOutEvaluation(L.Callback):
     """Plays the training scenario on held-out seeds before the first update, every few epochs, and after the last.
 
-    Metrics are named `eval/<scenario>/…` (sampled) and `eval/<scenario>/greedy_…`; the reference players' scores on the
-    same seeds are logged once, as `reference/<scenario>/<player>/…`.
+    Metrics are named `eval/<scenario>/…` (sampled) and `eval/<scenario>/greedy_…`; the reference players' scores are
+    logged once, as `reference/<scenario>/<player>/…`: exact on the same seeds for Frozen Lake, simulated on these and
+    further held-out seeds for other games.
 
     Args:
         episodes: held-out environment seeds, one episode each.
