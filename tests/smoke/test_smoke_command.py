@@ -244,6 +244,8 @@ def test_an_interrupted_run_ends_at_once_is_marked_killed_and_keeps_its_policy(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no threads here
     )
     assert process.stdout is not None
     try:
