@@ -34,14 +34,14 @@ PERF_METRICS = ["env_steps_per_s", "rollout_s", "update_s", "rollout_tokens_per_
 
 
 def command(
-    arguments: Sequence[str], folder: Path, module: str = "msgrpo_lab.train"
+    arguments: Sequence[str], folder: Path, module: str = "msgrpo_lab.train", **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command in `folder`, with nothing of the user's own settings."""
+    """Runs the command in `folder`, with no environment variables of the user's own but `settings`."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "OMP_NUM_THREADS", "TMPDIR")}
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=folder,
-        env={**kept, "PYTHONPATH": str(ROOT)},
+        env={**kept, "PYTHONPATH": str(ROOT), **settings},
         capture_output=True,
         text=True,
         timeout=280,
@@ -166,10 +166,10 @@ def numbers(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if not k.startswith("perf/") and not k.endswith("wall_s")} for row in rows]
 
 
-def run_of_its_own(outputs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def run_of_its_own(outputs: Path, *overrides: str, **settings: str) -> subprocess.CompletedProcess[str]:
     small = ("trainer.max_epochs=2", "rollout.num_groups=4", "rollout.group_size=4", "sampler.num_episodes=8")
     few = ("model=tiny", "logger=csv", "evaluation.episodes=8", "evaluation.every=1")
-    return command([*few, *small, f"paths.outputs={outputs}", *overrides], outputs)
+    return command([*few, *small, f"paths.outputs={outputs}", *overrides], outputs, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,12 @@ def test_the_command_twice_with_one_seed_gives_identical_metrics(single: Path, t
     succeeded(run_of_its_own(tmp_path, "sampler=abs_adv", "env=frozenlake_slippery"))
     assert numbers(tmp_path) == numbers(single)
     assert any(row.get("train/loss") for row in numbers(single))
+
+
+def test_the_number_of_threads_does_not_change_the_metrics(single: Path, tmp_path: Path) -> None:
+    """A busy machine may give a product fewer threads than the run before had."""
+    succeeded(run_of_its_own(tmp_path, "sampler=abs_adv", "env=frozenlake_slippery", OMP_NUM_THREADS="1"))
+    assert numbers(tmp_path) == numbers(single)
 
 
 def test_a_run_keeps_its_policy_and_configuration_in_its_folder(single: Path) -> None:
