@@ -57,6 +57,7 @@ def build_lab(config: DictConfig) -> Lab:
         token_budget=update.token_budget,
         needs_reference=needs_reference,
         seed=config.seed,
+        sharing=update.sharing,
     )
     module = LAPModule(
         policy=policy,
@@ -66,6 +67,7 @@ def build_lab(config: DictConfig) -> Lab:
         token_budget=update.token_budget,
         max_grad_norm=update.max_grad_norm,
         total_updates=config.trainer.max_epochs * data.updates_per_epoch,
+        sharing=update.sharing,
     )
     return Lab(policy=policy, data=data, module=module)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -47,6 +49,19 @@ def collate(batch: RolloutBatch, credit: Credit, selection: Selection) -> TrainB
         turn=torch.from_numpy(number),
         num_episodes=len(selection.index),
         num_tokens=int((length - prompt_length).sum()),
+    )
+
+
+def narrowed(batch: TrainBatch, columns: slice) -> TrainBatch:
+    """The same samples with some columns of the per-token fields only."""
+    reference = batch.ref_logprobs
+    return replace(
+        batch,
+        input_ids=batch.input_ids[:, columns],
+        attention_mask=batch.attention_mask[:, columns],
+        completion_mask=batch.completion_mask[:, columns],
+        old_logprobs=batch.old_logprobs[:, columns],
+        ref_logprobs=None if reference is None else reference[:, columns],
     )
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from msgrpo_lab.collate import collate, split_episodes
 from msgrpo_lab.credit.base import CreditAssigner
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.rows import plan_forward
+from msgrpo_lab.lap.rows import Sharing
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.collect import Collector, RolloutObserver
 from msgrpo_lab.rollout.engine import RolloutEngine
@@ -41,6 +41,7 @@ class RolloutDataModule(L.LightningDataModule):
         token_budget: padded tokens of one forward pass, for reference log-probabilities.
         needs_reference: whether batches carry the reference policy's log-probabilities.
         seed: the run's seed.
+        sharing: what samples share in a forward pass for reference log-probabilities; see `LAPModule`.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RolloutDataModule(L.LightningDataModule):
         token_budget: int,
         needs_reference: bool,
         seed: int,
+        sharing: Sharing = "tree",
     ) -> None:
         super().__init__()
         if not engine.samples_policy:
@@ -78,6 +80,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.token_budget = token_budget
         self.needs_reference = needs_reference
         self.seed = seed
+        self.sharing: Sharing = sharing
         self.observers: list[RolloutObserver] = []
         self.rollout: RolloutBatch | None = None
         """The rollout of the current epoch."""
@@ -153,7 +156,7 @@ class RolloutDataModule(L.LightningDataModule):
         trie = None if self.sampling.choices is None else choice_trie(self.sampling.choices)
         logprobs = torch.zeros_like(batch.old_logprobs)
         with self.policy.as_reference() as reference:
-            for plan in plan_forward(batch, trie, self.token_budget):
+            for plan in reference.plan(batch, trie, self.token_budget, self.sharing):
                 stats = reference.token_stats(plan, trie, self.sampling)
                 logprobs[torch.from_numpy(plan.samples)] = stats.logprobs.float().cpu()
         return logprobs

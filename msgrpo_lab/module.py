@@ -12,8 +12,10 @@ from typing import Any
 import lightning as L
 import torch
 
+from msgrpo_lab.collate import narrowed
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.rows import plan_forward
+from msgrpo_lab.lap.rows import Sharing
+from msgrpo_lab.lap.work import UpdateWork, peak_memory_mb, update_work
 from msgrpo_lab.loss import LossStats, MSGRPOLoss, sum_stats
 from msgrpo_lab.optim import AdamW
 from msgrpo_lab.rollout.choice import choice_trie
@@ -31,6 +33,7 @@ class LAPModule(L.LightningModule):
         token_budget: padded tokens of one forward and backward pass at most.
         max_grad_norm: the gradient's norm is clipped to this; None does not clip.
         total_updates: optimiser steps of the whole run, for the schedule.
+        sharing: what samples share in a forward pass; `none` computes each by itself and changes no result.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class LAPModule(L.LightningModule):
         token_budget: int,
         max_grad_norm: float | None,
         total_updates: int,
+        sharing: Sharing = "tree",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -54,6 +58,7 @@ class LAPModule(L.LightningModule):
         self.token_budget = token_budget
         self.max_grad_norm = max_grad_norm
         self.total_updates = total_updates
+        self.sharing: Sharing = sharing
         self.wall_s = 0.0
         """Seconds spent in rollouts and updates so far, without evaluation."""
 
@@ -62,24 +67,25 @@ class LAPModule(L.LightningModule):
         optimizer, scheduler = self.optim.build(self.policy.trainable_parameters(), self.total_updates)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def accumulate_gradient(self, batch: TrainBatch) -> tuple[LossStats, int, float]:
-        """Adds the gradient of the batch's loss to the parameters', one forward pass over distinct rows at a time.
+    def accumulate_gradient(self, batch: TrainBatch) -> tuple[LossStats, UpdateWork, float]:
+        """Adds the gradient of the batch's loss to the parameters', one forward pass at a time.
 
         Returns:
-            The batch's loss statistics, the tokens the passes computed, and the mean |log π_θ − log π_old| per
-            completion token (nats): how far trainer and engine disagree before the first step.
+            The batch's loss statistics, what the passes computed, and the mean |log π_θ − log π_old| per completion
+            token (nats): how far trainer and engine disagree before the first step.
         """
-        stats, tokens, gap = [], 0, 0.0
-        for plan in plan_forward(batch, self.trie, self.token_budget):
-            part = batch.select(torch.from_numpy(plan.samples).to(batch.input_ids.device))
-            logprobs, entropy = self.policy.token_stats(plan, self.trie, self.sampling)
+        stats, work, gap = [], UpdateWork(), 0.0
+        for plan in self.policy.plan(batch, self.trie, self.token_budget, self.sharing):
+            # The loss reads nothing off the completions: leave those columns out.
+            part = narrowed(batch, plan.columns).select(torch.from_numpy(plan.samples).to(batch.input_ids.device))
+            logprobs, entropy = self.policy.token_stats(plan, self.trie, self.sampling, plan.columns)
             part_stats = self.loss(logprobs, entropy, part)
             self.manual_backward(part_stats.loss)
             stats.append(part_stats._replace(loss=part_stats.loss.detach()))
-            tokens += plan.rows.num_tokens
+            work += update_work(self.policy, plan, self.trie)
             difference = (logprobs.detach() - part.old_logprobs).abs()
             gap += float(difference[part.completion_mask].sum())
-        return sum_stats(stats), tokens, gap / max(1, batch.num_tokens)
+        return sum_stats(stats), work, gap / max(1, batch.num_tokens)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> None:
         """One optimiser step."""
@@ -87,7 +93,7 @@ class LAPModule(L.LightningModule):
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         optimizer.zero_grad()
-        stats, tokens, gap = self.accumulate_gradient(batch)
+        stats, work, gap = self.accumulate_gradient(batch)
         parameters = self.policy.trainable_parameters()
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -107,8 +113,11 @@ class LAPModule(L.LightningModule):
             "train/lr": rate,
             "perf/update_s": update_s,
             "perf/train_tokens_per_s": batch.num_tokens / update_s,
-            "perf/computed_tokens": float(tokens),
-            "perf/distinct_token_ratio": tokens / float(batch.attention_mask.sum()),
+            "perf/computed_tokens": float(work.tokens),
+            "perf/padded_tokens": float(work.padded_tokens),
+            "perf/distinct_token_ratio": work.tokens / float(batch.attention_mask.sum()),
+            "perf/train_flops": work.flops,
+            "perf/peak_memory_mb": peak_memory_mb(self.policy.device),
         }
         self.wall_s += update_s
         if batch_idx == 0:

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, make_dataclass
+from typing import Annotated, Literal, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -54,6 +54,8 @@ class UpdateConfig:
     """Optimiser steps a pass; the episodes are split evenly."""
     token_budget: Annotated[int, Range(1)] = 8192
     """Padded tokens of a forward at most; bounds memory and does not change the result."""
+    sharing: Literal["tree", "none"] = "tree"
+    """`tree` computes each distinct piece of a batch once, `none` every sample by itself; the result is the same."""
     max_grad_norm: Annotated[float, Range(0, above=True)] | None = 1.0
     """Gradient norm is clipped to this; null does not clip."""
 
@@ -75,9 +77,16 @@ VALUES: dict[str, object] = {"seed": Annotated[int, Range(0)]}
 """Top-level keys that are one value."""
 
 
+def _without_literals(schema: type) -> type:
+    """The same dataclass with text where one of some texts is meant, which OmegaConf does not know; checked later."""
+    texts = [name for name, hint in get_type_hints(schema).items() if get_origin(hint) is Literal]
+    plain = [(name, str, field(default=getattr(schema, name))) for name in texts]
+    return make_dataclass(schema.__name__, plain, bases=(schema,), frozen=True) if plain else schema
+
+
 def _writable(schema: type) -> DictConfig:
     """A schema node that YAML can be merged into: frozen dataclasses make read-only nodes."""
-    node: DictConfig = OmegaConf.structured(schema)
+    node: DictConfig = OmegaConf.structured(_without_literals(schema))
 
     pending = [node]
     while pending:

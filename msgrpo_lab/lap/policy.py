@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
+from msgrpo_lab.lap import rows as planning
 from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, entropy, sampled_logprobs
-from msgrpo_lab.lap.rows import ForwardPlan, Rows
+from msgrpo_lab.lap.plan import ForwardPlan
+from msgrpo_lab.lap.rows import Rows, Sharing
 from msgrpo_lab.lap.sources import quiet_transformers
-from msgrpo_lab.types import Sampling
+from msgrpo_lab.lap.tree import Branches
+from msgrpo_lab.types import Sampling, TrainBatch
 
-MIN_SHARED_PREFIX = 8
-"""Shorter common prefixes are not worth a pass of their own."""
+MIN_SHARED_PREFIX = planning.MIN_SHARED_PREFIX
+"""Shorter common prefixes are not worth a call of their own."""
 NODES_PER_CHUNK = 1024
 """Nodes projected onto the whole vocabulary at a time; the projection is recomputed in the backward pass."""
 FLOAT32_PROJECTION = 1024
@@ -96,6 +102,21 @@ class LanguagePolicy(nn.Module):
         """The parameters the optimiser moves."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    @functools.cached_property
+    def matmul_flops_per_token(self) -> int:
+        """Forward and backward operations of the decoder's matrices a token; see `work.update_work`."""
+        decoder = self._causal_lm.get_decoder()
+        looked_up = {id(part.weight) for part in decoder.modules() if isinstance(part, nn.Embedding)}
+        matrices = [p for p in decoder.parameters() if p.ndim == 2 and id(p) not in looked_up]
+        return sum((6 if matrix.requires_grad else 4) * matrix.numel() for matrix in matrices)
+
+    @property
+    def attention_width(self) -> int:
+        """Layers times heads times the width of a head."""
+        config = self._causal_lm.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(config.num_hidden_layers * config.num_attention_heads * head)
+
     @property
     def end_token_ids(self) -> frozenset[int]:
         """Tokens that end a completion."""
@@ -156,27 +177,103 @@ class LanguagePolicy(nn.Module):
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
 
-    def hidden_states(self, rows: Rows, needed_from: int) -> tuple[Float[torch.Tensor, "U L H"], int]:
-        """Last hidden states of the rows, and how many leading positions they lack because all rows share them.
+    @property
+    def branches(self) -> bool:
+        """Whether the model can read many continuations of a cached prompt in one row, each blind to the others.
 
-        Positions from `needed_from` on are never among the shared ones.
+        That takes keys and values of all positions in every layer (no sliding windows, no recurrent states) and an
+        attention that takes a mask of any form.
+        """
+        attention = str(getattr(self._causal_lm.config, "_attn_implementation", ""))
+        plain = all(type(layer) is DynamicLayer for layer in self.empty_cache().layers)
+        return plain and not attention.startswith(("flash", "flex", "paged"))
 
-        The shared prefix is run once and its keys and values are broadcast, with gradients; layers that recompute their
-        activations cannot keep keys and values, and read the rows as a whole. Rows are padded on the right, where
-        causal attention never looks, so no padding mask is needed.
+    def plan(
+        self, batch: TrainBatch, trie: ChoiceTrie | None, token_budget: int, sharing: Sharing = "tree"
+    ) -> list[ForwardPlan]:
+        """Forward passes over a batch (`plan_forward`), as this model can run them now.
+
+        Where gradients are on and layers recompute their activations, no keys and values can be kept; and not every
+        model can branch. A tree is then read as distinct whole rows.
+        """
+        recomputes = bool(self._recomputing) and torch.is_grad_enabled()
+        if sharing == "tree" and (recomputes or not self.branches):
+            sharing = "rows"
+        return planning.plan_forward(batch, trie, token_budget, sharing)
+
+    def read_rows(
+        self, rows: Rows, shared: int, *, keep: bool
+    ) -> tuple[Float[torch.Tensor, "U L H"], DynamicCache | None]:
+        """Last hidden states of the rows from position `shared` on, and, to `keep`, their keys and values.
+
+        The first `shared` positions, the same in all rows, are run once and their keys and values are broadcast, with
+        gradients. Rows are padded on the right, where causal attention never looks, so no padding mask is needed.
+
+        Raises:
+            ValueError: keys and values would be needed where activations are recomputed.
         """
         ids = torch.from_numpy(rows.input_ids).to(self.device)
         decoder = self._causal_lm.get_decoder()
         recompute = bool(self._recomputing) and torch.is_grad_enabled()
-        shared = min(rows.shared_prefix(), needed_from) if len(ids) > 1 and not recompute else 0
-        if shared < MIN_SHARED_PREFIX:
+        if not shared and not keep:
             with self.autocast(), self._recompute_activations() if recompute else contextlib.nullcontext():
-                return decoder(input_ids=ids, use_cache=False).last_hidden_state, 0
-        cache = self.prefix_cache(ids[0, :shared])
-        cache.batch_repeat_interleave(len(ids))
+                return decoder(input_ids=ids, use_cache=False).last_hidden_state, None
+        if recompute:
+            raise ValueError("model.gradient_checkpointing=true: recomputed layers keep no cache; plan whole rows")
+        cache = self.prefix_cache(ids[0, :shared]) if shared else self.empty_cache()
+        if shared:
+            cache.batch_repeat_interleave(len(ids))
         with self.autocast():
             hidden = decoder(input_ids=ids[:, shared:], past_key_values=cache, use_cache=True).last_hidden_state
-        return hidden, shared
+        return hidden, cache if keep else None
+
+    def read_branches(
+        self, group: Branches, cache: DynamicCache, prompt_lengths: Int[np.ndarray, " U"]
+    ) -> Float[torch.Tensor, "B W H"]:
+        """Last hidden states of branches behind the prompts whose keys and values, padded on the right, are cached.
+
+        A token sees the real positions of its prompt, its ancestors and itself; its position is its depth behind the
+        prompt. What stands at padding is never read.
+        """
+        length_B = prompt_lengths[group.prompt]
+        padded = cache.get_seq_length()
+        prompt_B1P = np.arange(padded) < length_B[:, None, None]
+        seen_BWW = group.ancestors()
+        rows, width = group.token_ids.shape
+        seen = np.concatenate([np.broadcast_to(prompt_B1P, (rows, width, padded)), seen_BWW], axis=-1)
+        mask = torch.from_numpy(seen[:, None]).to(self.device)
+        if self._causal_lm.config._attn_implementation == "eager":
+            mask = torch.zeros(mask.shape, device=self.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+        own = self._selected(cache, torch.from_numpy(group.prompt).to(self.device))
+        with self.autocast():
+            output = self._causal_lm.get_decoder()(
+                input_ids=torch.from_numpy(group.token_ids).to(self.device),
+                attention_mask=mask,
+                position_ids=torch.from_numpy(length_B[:, None] + group.depth).to(self.device),
+                past_key_values=own,
+                use_cache=True,
+            )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    @staticmethod
+    def _selected(cache: DynamicCache, rows: Int[torch.Tensor, " B"]) -> DynamicCache:
+        """A cache of some rows of another, which stays as it is."""
+        selected = copy.copy(cache)
+        selected.layers = [copy.copy(layer) for layer in cache.layers]
+        selected.batch_select_indices(rows)
+        return selected
+
+    def plan_hidden(self, plan: ForwardPlan) -> Float[torch.Tensor, "N H"]:
+        """Hidden states at the nodes of a plan."""
+        hidden, cache = self.read_rows(plan.rows, plan.shared, keep=bool(plan.branches))
+        row, col = (torch.from_numpy(index).to(hidden.device) for index in (plan.node_row, plan.node_col))
+        found = [hidden[row, col - plan.shared]]
+        for group in plan.branches:
+            assert cache is not None
+            real = torch.from_numpy(np.flatnonzero(group.real)).to(hidden.device)
+            found.append(self.read_branches(group, cache, plan.rows.lengths).flatten(0, 1)[real])
+        return torch.cat(found)
 
     def output_weight(self, columns: Int[torch.Tensor, " A"] | None) -> Float[torch.Tensor, "A H"]:
         """Rows of the output projection: those of the tokens `columns`, or all."""
@@ -201,18 +298,25 @@ class LanguagePolicy(nn.Module):
             return nn.functional.linear(hidden.to(weight.dtype), weight).float()
 
     def node_hidden(self, rows: Rows, node_row: Any, node_col: Any) -> Float[torch.Tensor, "N H"]:
-        """Hidden states at nodes, (row, column) positions of the padded rows."""
-        hidden, shared = self.hidden_states(rows, int(min(node_col)))
+        """Hidden states at nodes, (row, column) positions of the padded rows; what all rows share is run once."""
+        shared = min(rows.shared_prefix(), int(min(node_col))) if len(rows.lengths) > 1 else 0
+        recompute = bool(self._recomputing) and torch.is_grad_enabled()
+        shared = 0 if recompute or shared < MIN_SHARED_PREFIX else shared
+        hidden, _ = self.read_rows(rows, shared, keep=False)
         row = torch.as_tensor(node_row, device=hidden.device)
         col = torch.as_tensor(node_col, device=hidden.device) - shared
         return hidden[row, col]
 
-    def token_stats(self, plan: ForwardPlan, trie: ChoiceTrie | None, rule: Sampling) -> TokenStats:
-        """Log-probability and entropy of every completion token that the plan serves, under the decoding rule."""
-        hidden = self.node_hidden(plan.rows, plan.node_row, plan.node_col)
+    def token_stats(
+        self, plan: ForwardPlan, trie: ChoiceTrie | None, rule: Sampling, columns: slice = slice(None)
+    ) -> TokenStats:
+        """Log-probability and entropy of every completion token that the plan serves, under the decoding rule.
+
+        `columns` of the batch only, if given: off `plan.columns` there is nothing but zeros.
+        """
+        hidden = self.plan_hidden(plan)
         device = hidden.device
-        columns = None if trie is None else torch.from_numpy(trie.columns).to(device)
-        weight = self.output_weight(columns)
+        weight = self.output_weight(None if trie is None else torch.from_numpy(trie.columns).to(device))
         pair_node = torch.from_numpy(plan.pair_node).to(device)
         pair_column = torch.from_numpy(plan.pair_column).to(device)
         pair_logprobs, node_entropy = [], []
@@ -227,7 +331,7 @@ class LanguagePolicy(nn.Module):
                 picked, spread = self._pick(*arguments, allowed, rule)
             pair_logprobs.append(picked)
             node_entropy.append(spread)
-        pair_of = torch.from_numpy(plan.pair_of).to(device)
+        pair_of = torch.from_numpy(plan.pair_of[:, columns]).to(device)
         # Off the completion `pair_of` points one past the last pair, at a constant 0.
         nothing = torch.zeros(1, device=device)
         pair_entropy = torch.cat(node_entropy)[pair_node]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from lab_made import gradients, ids, move, plain_stats, small_policy, train_batch
 
 from msgrpo_lab.lap.decoding import ChoiceTrie
+from msgrpo_lab.lap.plan import ForwardPlan
 from msgrpo_lab.lap.policy import MIN_SHARED_PREFIX, LanguagePolicy
-from msgrpo_lab.lap.rows import ForwardPlan, pad_rows, plan_forward
+from msgrpo_lab.lap.rows import Sharing, pad_rows, plan_forward
+from msgrpo_lab.lap.tree import cut_tree, group_by_length
 from msgrpo_lab.types import Sampling
 
 
@@ -52,21 +56,110 @@ def test_one_word_answers_to_one_prompt_share_a_row_and_a_node() -> None:
     assert (plan.pair_of[:, :3] == 2).all(), "off the completion points one past the last pair"
 
 
+def test_one_word_answers_cost_two_calls_without_a_mask() -> None:
+    (plan,) = plan_forward(train_batch([([*range(9), 1], [7]), ([*range(9), 2], [8])]), None, 8192)
+    assert plan.branches == ()
+    assert (plan.shared, plan.num_tokens, plan.num_padded_tokens) == (9, 11, 11)
+
+
 def test_the_last_token_of_a_completion_is_never_read() -> None:
     batch = train_batch([([1, 2], [5, 6]), ([1, 2], [5, 7])])
     (plan,) = plan_forward(batch, None, 8192)
-    assert plan.rows.input_ids.tolist() == [[1, 2, 5]]
-    assert plan.node_col.tolist() == [1, 2]
+    (group,) = plan.branches
+    assert plan.rows.input_ids.tolist() == [[1, 2]]
+    assert group.token_ids.tolist() == [[5]]
+    assert (plan.node_row.tolist(), plan.node_col.tolist()) == ([0], [1])
     assert list(zip(plan.pair_node, plan.pair_column, strict=True)) == [(0, 5), (1, 6), (1, 7)]
     assert plan.pair_of.tolist() == [[3, 3, 0, 1], [3, 3, 0, 2]]
 
 
-def test_equal_tokens_with_another_start_of_the_answer_are_other_rows() -> None:
-    batch = train_batch([([1, 2, 3], [4]), ([1, 2], [3, 4])])
-    plans = plan_forward(batch, None, 8192)
-    assert [plan.rows.input_ids.tolist() for plan in plans] == [[[1, 2, 3], [1, 2, 3]]]
-    (plan,) = plans
-    assert sorted(plan.node_col.tolist()) == [1, 2, 2]
+WRITTEN = ([1, 2], [5, 6, 9]), ([1, 2, 3], [8, 8]), ([1, 2], [7]), ([1, 2], [5, 4, 9]), ([1, 2], [5, 6, 9])
+
+
+def test_a_tree_of_completions_by_hand() -> None:
+    """Reads of the prompt 1 2 are 5 6, 5 4 and nothing: one row 5 4 6, in which 4 and 6 both follow 5."""
+    (plan,) = plan_forward(train_batch(list(WRITTEN)), None, 8192)
+    (group,) = plan.branches
+    assert plan.rows.input_ids.tolist() == [[1, 2, 0], [1, 2, 3]]
+    assert group.prompt.tolist() == [1, 0]
+    assert group.token_ids.tolist() == [[8, 0, 0], [5, 4, 6]]
+    assert group.parent.tolist() == [[-1, -1, -1], [-1, 0, 0]]
+    assert group.depth.tolist() == [[0, 0, 0], [0, 1, 1]]
+    assert group.lengths.tolist() == [1, 3]
+    assert group.ancestors()[1].tolist() == [[True, False, False], [True, True, False], [True, False, True]]
+    # nodes: 0 and 1 end the prompts, 2 is 8, 3 is 5, 4 is 5 4, 5 is 5 6
+    pairs = [(0, 5), (0, 7), (1, 8), (2, 8), (3, 4), (3, 6), (4, 9), (5, 9)]
+    assert list(zip(plan.pair_node.tolist(), plan.pair_column.tolist(), strict=True)) == pairs
+    assert plan.pair_of.tolist() == [
+        [8, 8, 0, 5, 7],
+        [8, 8, 8, 2, 3],
+        [8, 8, 1, 8, 8],
+        [8, 8, 0, 4, 6],
+        [8, 8, 0, 5, 7],
+    ]
+    assert (plan.num_nodes, plan.num_tokens, plan.num_padded_tokens) == (6, 9, 12)
+    assert plan.num_attended == (1 + 2) + (1 + 2 + 3) + 4 + (3 + 4 + 4)
+    assert plan.columns == slice(2, 5)
+
+
+def test_without_sharing_each_sample_is_a_row() -> None:
+    (plan,) = plan_forward(train_batch(list(WRITTEN)), None, 8192, "none")
+    assert (plan.shared, plan.branches) == (0, ())
+    assert sorted(map(tuple, plan.rows.input_ids.tolist())) == sorted(
+        [(1, 2, 5, 6), (1, 2, 3, 8), (1, 2, 0, 0), (1, 2, 5, 4), (1, 2, 5, 6)]
+    )
+    assert plan.num_tokens == 4 + 4 + 2 + 4 + 4
+    assert plan.num_attended == 10 + 10 + 3 + 10 + 10
+
+
+def test_whole_rows_are_distinct_prompts_with_reads() -> None:
+    (plan,) = plan_forward(train_batch(list(WRITTEN)), None, 8192, "rows")
+    assert plan.rows.input_ids.tolist() == [[1, 2, 0, 0], [1, 2, 5, 6], [1, 2, 3, 8], [1, 2, 5, 4]]
+    assert list(zip(plan.node_row.tolist(), plan.node_col.tolist(), strict=True)) == [
+        (0, 1), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)
+    ]  # fmt: skip
+
+
+def test_padding_on_the_left_is_seen_through() -> None:
+    batch = train_batch(list(WRITTEN))
+    shift = 5 - batch.attention_mask.sum(dim=1)
+    column = (torch.arange(5)[None] - shift[:, None]) % 5
+    moved = {f: getattr(batch, f).gather(1, column) for f in ("input_ids", "attention_mask", "completion_mask")}
+    (right,), (left,) = plan_forward(batch, None, 8192), plan_forward(replace(batch, **moved), None, 8192)
+    assert left.rows.input_ids.tolist() == right.rows.input_ids.tolist()
+    assert [g.token_ids.tolist() for g in left.branches] == [g.token_ids.tolist() for g in right.branches]
+    assert left.pair_of.tolist() == torch.from_numpy(right.pair_of).gather(1, column).tolist()
+
+
+def test_a_full_row_is_cut_and_the_next_repeats_the_ancestors() -> None:
+    first, second, third = cut_tree([(5,), (1, 3, 4), (), (1, 2), (1, 3)], width=3)
+    assert (first.token_ids, first.parent) == ((1, 2, 3), (-1, 0, 0))
+    assert first.paths == {(1, 2): (0, 1), (1, 3): (0, 2)}
+    assert (second.token_ids, second.parent, second.depth) == ((1, 3, 4), (-1, 0, 1), (0, 1, 2))
+    assert third.token_ids == (5,)
+    assert cut_tree([(1, 2, 3, 4)], width=2)[0].token_ids == (1, 2, 3, 4), "a path is never cut"
+    assert cut_tree([()]) == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        ([], []),
+        ([5], [[0]]),
+        ([64, 3, 3, 4], [[1, 2, 3], [0]]),  # padding three short rows to 64 costs more than a call
+        ([10, 9, 10], [[1, 0, 2]]),
+        ([100, 50, 10, 100, 11], [[2, 4], [1], [0, 3]]),
+    ],
+)
+def test_rows_of_like_length_share_a_call(lengths: list[int], groups: list[list[int]]) -> None:
+    assert group_by_length(lengths, call_tokens=40) == groups
+
+
+def test_equal_tokens_with_another_start_of_the_answer_are_other_prompts() -> None:
+    (plan,) = plan_forward(train_batch([([1, 2, 3], [4]), ([1, 2], [3, 4])]), None, 8192)
+    assert plan.rows.input_ids.tolist() == [[1, 2, 0], [1, 2, 3]]
+    assert [group.token_ids.tolist() for group in plan.branches] == [[[3]]]
+    assert plan.num_nodes == 3
 
 
 def test_a_constraint_gives_each_node_its_legal_columns() -> None:
@@ -74,12 +167,14 @@ def test_a_constraint_gives_each_node_its_legal_columns() -> None:
     batch = train_batch([([1, 2], [12, 14]), ([1, 2], [11])])
     (plan,) = plan_forward(batch, trie, 8192)
     assert plan.node_allowed is not None
-    by_node = dict(
-        zip(zip(plan.node_row.tolist(), plan.node_col.tolist(), strict=True), plan.node_allowed, strict=True)
-    )
-    read = {tuple(plan.rows.input_ids[row][: col + 1].tolist()): legal for (row, col), legal in by_node.items()}
-    assert read[1, 2].tolist() == [True, True, False, False]  # columns 11, 12, 13, 14
-    assert read[1, 2, 12].tolist() == [False, False, True, True]
+    assert plan.node_allowed.tolist() == [[True, True, False, False], [False, False, True, True]]  # 11, 12, 13, 14
+    assert list(zip(plan.pair_node, plan.pair_column, strict=True)) == [(0, 0), (0, 1), (1, 3)]
+
+
+@pytest.mark.parametrize("sharing", ["tree", "none"])
+def test_a_completion_without_a_prompt_is_refused(sharing: Sharing) -> None:
+    with pytest.raises(ValueError, match=r"^sample 1: a completion without a prompt"):
+        plan_forward(train_batch([([1], [2]), ([], [3])]), None, 8192, sharing)
 
 
 def test_an_answer_that_is_not_legal_is_refused() -> None:
@@ -118,10 +213,9 @@ def test_prefixes_shorter_and_longer_than_the_least_shared_one(policy: LanguageP
     batch = train_batch([([*beginning, 7], [30, 31]), ([*beginning, 8, 9], [30]), ([*beginning, 8, 9], [32])])
     (plan,) = plan_forward(batch, None, 8192)
     with torch.no_grad():
-        _, shared = policy.hidden_states(plan.rows, int(plan.node_col.min()))
         expected, _ = plain_stats(policy, batch, Sampling())
         found = policy.token_stats(plan, None, Sampling())
-    assert shared == (length if length >= MIN_SHARED_PREFIX else 0)
+    assert plan.shared == (length if length >= MIN_SHARED_PREFIX else 0)
     torch.testing.assert_close(found.logprobs[plan.samples.argsort()].double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -131,10 +225,9 @@ def test_identical_prompts_never_hide_the_node_that_predicts_the_first_token(pol
     batch = train_batch([(prompt, [7, 9, 5]), (prompt, [8, 9, 5]), (prompt, [8, 7])])
     (plan,) = plan_forward(batch, None, 8192)
     expected, entropy = plain_stats(policy, batch, Sampling())
-    hidden_from = policy.hidden_states(plan.rows, int(plan.node_col.min()))[1]
     found = policy.token_stats(plan, None, Sampling())
     order = plan.samples.argsort()
-    assert hidden_from == len(prompt) - 1
+    assert (plan.node_col.tolist(), plan.num_tokens) == ([len(prompt) - 1], len(prompt) + 4)
     torch.testing.assert_close(found.logprobs[order].double(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.entropy[order].double(), entropy, atol=1e-5, rtol=1e-5)
     wanted, got = gradients(policy, expected.sum()), gradients(policy, found.logprobs.sum())

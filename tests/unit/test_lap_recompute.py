@@ -12,6 +12,7 @@ from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.rows import plan_forward
 from msgrpo_lab.lap.sources import RandomLlama
 from msgrpo_lab.rollout.hf import HFEngine
+from msgrpo_lab.seeding import episode_generators
 from msgrpo_lab.types import Sampling
 
 BEGINNING = list(range(20, 32))
@@ -29,7 +30,7 @@ def test_log_probabilities_and_gradients_are_the_same(rank: int | None) -> None:
     for recompute in (False, True):
         policy = made(recompute, rank)
         policy.train()
-        (plan,) = plan_forward(BATCH, None, 8192)
+        (plan,) = policy.plan(BATCH, None, 8192)
         stats = policy.token_stats(plan, None, Sampling())
         found.append((stats.logprobs.detach(), gradients(policy, stats.logprobs.sum() + stats.entropy.sum())))
     (plain, plain_gradient), (spared, spared_gradient) = found
@@ -45,7 +46,7 @@ def test_layers_run_again_in_the_backward_pass(recompute: bool, passes: int, tra
     runs: list[int] = []
     for layer in policy.model.model.layers:
         layer.self_attn.register_forward_pre_hook(lambda *_: runs.append(1))
-    (plan,) = plan_forward(BATCH, None, 8192)
+    (plan,) = policy.plan(BATCH, None, 8192)
     total = policy.token_stats(plan, None, Sampling()).logprobs.sum()
     forward = len(runs)
     total.backward()
@@ -60,7 +61,7 @@ def test_completions_are_the_same(rule: Sampling) -> None:
         policy, engine = made(recompute), HFEngine()
         policy.train()
         engine.sync(policy, 0)
-        written.append(engine.generate(prompts, rule, np.random.default_rng(0)))
+        written.append(engine.generate(prompts, rule, episode_generators(0, "engine", 0, len(prompts))))
     for plain, spared in zip(*written, strict=True):
         assert plain.token_ids.tolist() == spared.token_ids.tolist()
         np.testing.assert_allclose(plain.logprobs, spared.logprobs, atol=1e-5)
@@ -77,12 +78,27 @@ def test_a_run_is_the_same() -> None:
         assert other["train/logprob_gap"] < 1e-5
 
 
+def test_a_cache_is_refused_where_activations_are_recomputed() -> None:
+    policy = made(True)
+    (plan,) = plan_forward(BATCH, None, 8192)
+    with pytest.raises(
+        ValueError, match=r"^model\.gradient_checkpointing=true: recomputed layers keep no cache"
+    ) as told:
+        policy.token_stats(plan, None, Sampling())
+    assert len(str(told.value).splitlines()) == 1
+    with torch.no_grad():
+        torch.testing.assert_close(
+            policy.token_stats(plan, None, Sampling()).logprobs,
+            policy.token_stats(plan_forward(BATCH, None, 8192, "none")[0], None, Sampling()).logprobs,
+        )
+
+
 def test_dropout_is_never_at_work() -> None:
     """Training mode would make log-probabilities differ from those that were sampled under."""
     policy = made(False)
     for layer in policy.model.model.layers:
         layer.self_attn.attention_dropout = 0.5
     policy.train()
-    (plan,) = plan_forward(BATCH, None, 8192)
+    (plan,) = policy.plan(BATCH, None, 8192)
     first, second = (policy.token_stats(plan, None, Sampling()).logprobs for _ in range(2))
     assert torch.equal(first, second)

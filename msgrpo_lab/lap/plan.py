@@ -1,0 +1,139 @@
+"""A forward pass as arrays: what is read, where tokens are predicted, and the way back to the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from msgrpo_lab.lap.decoding import ChoiceTrie
+from msgrpo_lab.lap.tree import Branches
+
+if TYPE_CHECKING:
+    from msgrpo_lab.lap.rows import Rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardPlan:
+    """One forward pass: what is read, the nodes in it, and the way back to the samples it serves."""
+
+    samples: Int[np.ndarray, " M"]
+    """Which samples of the batch this pass serves; ascending."""
+    rows: Rows
+    """Levels 1 and 2: distinct prompts. Without a tree: prompts with their reads."""
+    shared: int
+    """Leading tokens of all rows that are read once; 0 reads the rows as a whole."""
+    node_row: Int[np.ndarray, " R"]
+    node_col: Int[np.ndarray, " R"]
+    """The first R nodes are these positions of `rows`; all at or behind column `shared`."""
+    branches: tuple[Branches, ...]
+    """Level 3. The other N − R nodes are its tokens, in order of array, row and column."""
+    node_allowed: Bool[np.ndarray, "N A"] | None
+    """Columns that the constraint admits at each node; None with free decoding."""
+    pair_node: Int[np.ndarray, " Q"]
+    """Ascending."""
+    pair_column: Int[np.ndarray, " Q"]
+    """Column of the pair's token: its id, or its place among the constraint's columns."""
+    pair_of: Int[np.ndarray, "M L"]
+    """Pair of each sample's token; Q off the completion."""
+
+    @property
+    def num_nodes(self) -> int:
+        """Positions at which a token is predicted, N."""
+        return len(self.node_row) + sum(int(group.lengths.sum()) for group in self.branches)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the model reads, without padding."""
+        read = self.rows.num_tokens - (len(self.rows.lengths) - 1) * self.shared
+        return read + sum(int(group.lengths.sum()) for group in self.branches)
+
+    @property
+    def num_padded_tokens(self) -> int:
+        """Tokens the model reads, with padding."""
+        return padded_tokens(self.rows.input_ids.shape, self.shared) + sum(g.token_ids.size for g in self.branches)
+
+    @property
+    def num_attended(self) -> int:
+        """Keys that the tokens read attend to, added up without padding: a token at position p attends to p + 1."""
+        lengths = self.rows.lengths
+        total = int((lengths * (lengths + 1) // 2).sum())
+        total -= (len(lengths) - 1) * (self.shared * (self.shared + 1) // 2)
+        for group in self.branches:
+            keys = lengths[group.prompt][:, None] + group.depth + 1
+            total += int(keys[group.real].sum())
+        return total
+
+    @property
+    def columns(self) -> slice:
+        """The columns of the batch that the completions of its samples lie in."""
+        used = np.flatnonzero((self.pair_of < len(self.pair_node)).any(axis=0))
+        return slice(int(used[0]), int(used[-1]) + 1)
+
+
+def padded_tokens(shape: tuple[int, ...], shared: int) -> int:
+    """Tokens that rows of this shape cost when `shared` leading ones are read once."""
+    return shared + shape[0] * (shape[1] - shared)
+
+
+def distributed(
+    *,
+    samples: Int[np.ndarray, " M"],
+    distinct_of: Int[np.ndarray, " M"],
+    starts: Int[np.ndarray, " D"],
+    tokens: Sequence[Sequence[int]],
+    nodes: Sequence[Sequence[int]],
+    trie: ChoiceTrie | None,
+    width: int,
+    rows: Rows,
+    shared: int,
+    node_row: Int[np.ndarray, " R"],
+    node_col: Int[np.ndarray, " R"],
+    branches: tuple[Branches, ...],
+) -> ForwardPlan:
+    """The plan of a pass, from where each distinct sample's tokens are predicted.
+
+    Args:
+        samples: the samples it serves.
+        distinct_of: which distinct sample each of them is, 0 to D − 1.
+        starts: first completion column of each distinct sample.
+        tokens: completion of each distinct sample.
+        nodes: the node that predicts each of these tokens.
+        trie: the constraint.
+        width: columns of the batch, L.
+        rows: see `ForwardPlan`; so the rest.
+
+    Raises:
+        ValueError: a completion is none of the legal answers.
+    """
+    sizes = np.array([len(written) for written in tokens], dtype=np.int64)
+    node = np.concatenate([np.asarray(path, dtype=np.int64) for path in nodes])
+    column = np.concatenate([np.asarray(written, dtype=np.int64) for written in tokens])
+    allowed = None
+    if trie is not None:
+        states = {tuple(written): trie.states(np.asarray(written)) for written in set(map(tuple, tokens))}
+        state_of = np.zeros(len(node_row) + sum(int(group.lengths.sum()) for group in branches), dtype=np.int64)
+        state_of[node] = np.concatenate([states[tuple(written)] for written in tokens])
+        allowed = trie.allowed[state_of]
+        column = trie.columns.searchsorted(column)
+    span = int(column.max()) + 1
+    keys, pair = np.unique(node * span + column, return_inverse=True)
+    pair_of_DL = np.full((len(tokens), width), len(keys), dtype=np.int64)
+    before = np.repeat(sizes.cumsum() - sizes, sizes)
+    columns = np.repeat(starts, sizes) + np.arange(len(node)) - before
+    pair_of_DL[np.repeat(np.arange(len(tokens)), sizes), columns] = pair
+    return ForwardPlan(
+        samples=samples,
+        rows=rows,
+        shared=shared,
+        node_row=node_row,
+        node_col=node_col,
+        branches=branches,
+        node_allowed=allowed,
+        pair_node=keys // span,
+        pair_column=keys % span,
+        pair_of=pair_of_DL[distinct_of],
+    )

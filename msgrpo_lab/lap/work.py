@@ -1,0 +1,68 @@
+"""How much an update computed: tokens, model floating-point operations, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import NamedTuple
+
+import torch
+
+from msgrpo_lab.lap.decoding import ChoiceTrie
+from msgrpo_lab.lap.plan import ForwardPlan
+from msgrpo_lab.lap.policy import LanguagePolicy
+
+
+class UpdateWork(NamedTuple):
+    """The work of forward and backward passes; adds up over them."""
+
+    tokens: int = 0
+    """Tokens the model read, without padding."""
+    padded_tokens: int = 0
+    """The same with padding."""
+    flops: float = 0.0
+    """Model floating-point operations, see `update_work`."""
+
+    def __add__(self, other: object) -> UpdateWork:
+        """Field by field."""
+        if not isinstance(other, UpdateWork):
+            return NotImplemented
+        return UpdateWork(
+            tokens=self.tokens + other.tokens,
+            padded_tokens=self.padded_tokens + other.padded_tokens,
+            flops=self.flops + other.flops,
+        )
+
+
+def update_work(policy: LanguagePolicy, plan: ForwardPlan, trie: ChoiceTrie | None) -> UpdateWork:
+    """Work of one forward and backward pass.
+
+    Counted as operations are two a multiply-add (one pass of a matrix of n entries: 2 n a token):
+
+    - the decoder's matrices, forward 2 n a token and backward 2 n to its inputs; 2 n more for those that are trained.
+      For a frozen base with an adapter that is 4 N a token of the base's N, and 6 of the adapter's entries; 6 N where
+      all weights are trained. Embeddings are looked up and cost nothing;
+    - the output projection at the nodes, onto the columns that the constraint leaves, likewise;
+    - attention, 4 · width of all heads · keys a token and layer forward, twice that backward, each token attending to
+      its own position and those before it.
+
+    Padding, recomputed activations, norms, rotations and the loss count nothing: this is what the result needs.
+    """
+    per_token, width_of_heads = policy.matmul_flops_per_token, policy.attention_width
+    head = policy.output_weight(None)
+    columns = len(head) if trie is None else len(trie.columns)
+    projection = (6 if head.requires_grad else 4) * head.shape[1] * columns * plan.num_nodes
+    attention = 3 * 4 * width_of_heads * plan.num_attended
+    return UpdateWork(
+        tokens=plan.num_tokens,
+        padded_tokens=plan.num_padded_tokens,
+        flops=float(per_token * plan.num_tokens + projection + attention),
+    )
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory this process has held so far, MiB: what CUDA allocated there, elsewhere what was resident in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
