@@ -20,7 +20,7 @@ from msgrpo_lab.rollout.engine import RolloutEngine
 from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics
 from msgrpo_lab.sampler.base import EpisodeSampler
 from msgrpo_lab.sampler.diagnostics import diagnose
-from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, generator
+from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, episode_generators, generator
 from msgrpo_lab.types import RolloutBatch, Sampling, TrainBatch
 
 
@@ -109,7 +109,7 @@ class RolloutDataModule(L.LightningDataModule):
             members=members.tolist(),
             engine=self.engine,
             sampling=self.sampling,
-            rng=generator(self.seed, "engine", epoch),
+            rngs=episode_generators(self.seed, "engine", epoch, len(members)),
             observers=self.observers,
         )
 
@@ -140,6 +140,7 @@ class RolloutDataModule(L.LightningDataModule):
             "train/episodes": float(self.episodes),
             "train/drawn_episodes": float(len(selection.index)),
             **diagnose(credit, selection),
+            **{f"perf/{name}": value for name, value in self.engine.metrics().items()},
             "perf/rollout_s": rollout_s,
             "perf/credit_s": credited - collected,
             "perf/collate_s": time.perf_counter() - credited,

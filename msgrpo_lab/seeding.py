@@ -6,6 +6,7 @@ made those before it: what a resumed run needs.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -29,6 +30,17 @@ FIRST_HELD_OUT_SEED = 10_000_000
 def generator(seed: int, stream: Stream, epoch: int = 0) -> np.random.Generator:
     """The generator of `stream` for one epoch of the run with this seed."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAMS[stream], epoch)))
+
+
+def episode_generators(seed: int, stream: Stream, epoch: int, count: int) -> list[np.random.Generator]:
+    """One independent generator an episode, for one epoch of the run with this seed.
+
+    Episode i's draws depend on seed, stream, epoch and i alone, not on how many episodes there are or which are alive.
+    All share one 128-bit Philox key; episode i owns the 2¹⁹² counters whose highest word is i, so no two ever overlap.
+    """
+    key = np.random.SeedSequence(seed, spawn_key=(_STREAMS[stream], epoch)).generate_state(2, np.uint64)
+    philox = partial(np.random.Philox, key=key)
+    return [np.random.Generator(philox(counter=[0, 0, 0, episode])) for episode in range(count)]
 
 
 def held_out_seeds(count: int) -> list[int]:

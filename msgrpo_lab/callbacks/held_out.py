@@ -15,7 +15,7 @@ import torch
 from msgrpo_lab.data import RolloutDataModule
 from msgrpo_lab.oracle.reference import Score, baseline_names, reference_scores
 from msgrpo_lab.rollout.metrics import rollout_metrics
-from msgrpo_lab.seeding import generator, held_out_seeds
+from msgrpo_lab.seeding import episode_generators, generator, held_out_seeds
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import RolloutBatch
 
@@ -176,7 +176,7 @@ class HeldOutEvaluation(L.Callback):
             members=[0] * self.episodes,
             engine=data.engine,
             sampling=replace(data.sampling, temperature=self.temperature, greedy=greedy),
-            rng=generator(0, "evaluation"),
+            rngs=episode_generators(0, "evaluation", 0, self.episodes),
         )
 
 

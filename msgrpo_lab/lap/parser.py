@@ -12,10 +12,16 @@ from typing import Protocol
 from msgrpo_lab.types import ParsedAction
 
 _EXCERPT = 40
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What tokenizers write for the first bytes of a character whose last bytes are yet to come."""
 
 
 class ActionParser(Protocol):
-    """Reads the action out of a completion's text."""
+    """Reads the action out of a completion's text.
+
+    A parser may also have a method `is_settled(text, legal_actions) -> bool`: whether no continuation of `text` could
+    change what is read. Free decoding then ends there.
+    """
 
     def __call__(self, text: str, legal_actions: tuple[str, ...]) -> ParsedAction:
         """The index of the legal action that `text` names, or ⊥."""
@@ -42,6 +48,14 @@ class FirstWordParser:
             if word in words:
                 return ParsedAction(action=words.index(word), span=match.span(), error=None)
         return _invalid("empty text" if not text.strip() else f"no legal word in {_excerpt(text)}")
+
+    def is_settled(self, text: str, legal_actions: tuple[str, ...]) -> bool:
+        """Whether a legal word stands there complete: the first one, with something after it that cannot lengthen it.
+
+        The end of the text could still grow, and so could the mark of a character whose bytes are incomplete.
+        """
+        parsed = self(text, legal_actions)
+        return parsed.span is not None and text[parsed.span[1] :].rstrip(_INCOMPLETE) != ""
 
 
 _ACTION_TAG = re.compile(r"<action>([^<>]*)</action>", re.IGNORECASE)

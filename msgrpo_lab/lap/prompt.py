@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ class PromptTemplate:
     """Worked examples as (observation, answer) pairs, given as earlier turns of the chat."""
     stop: Sequence[str] = ()
     """Texts that end a completion (free decoding)."""
+    stop_at_action: bool = True
+    """Whether a completion ends once its action can no longer change (free decoding, where the parser can tell)."""
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for an unknown field or an example that is no pair."""
@@ -82,6 +84,7 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self._rendered: dict[tuple[str, str, tuple[str, ...]], Int[np.ndarray, " P"]] = {}
         self._parsed: dict[tuple[str, tuple[str, ...]], ParsedAction] = {}
+        self._settled: dict[tuple[str, ...], dict[str, bool]] = {}
 
     def text(self, rules: str, observation: str, legal_actions: tuple[str, ...]) -> str:
         """The whole prompt as text, with the chat template's special tokens written out."""
@@ -114,6 +117,22 @@ class PromptBuilder:
                 self._parsed.clear()
             parsed = self._parsed[key] = self.template.parser(text, legal_actions)
         return parsed
+
+    def settled(self, legal_actions: tuple[str, ...]) -> Callable[[str], bool] | None:
+        """Tells of a completion's text whether more of it could change the action; None if it is not to be asked."""
+        is_settled = getattr(self.template.parser, "is_settled", None)
+        if is_settled is None or not self.template.stop_at_action:
+            return None
+        known = self._settled.setdefault(legal_actions, {})
+
+        def remembered(text: str) -> bool:
+            if text not in known:
+                if len(known) >= MEMORY:
+                    known.clear()
+                known[text] = is_settled(text, legal_actions)
+            return known[text]
+
+        return remembered
 
     def choices(self, legal_actions: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token ids of each legal word as it would follow the prompt, for constrained decoding.

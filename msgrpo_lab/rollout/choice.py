@@ -1,7 +1,7 @@
 """Constrained decoding: the distribution over the legal words, computed once for each distinct prompt.
 
-With a handful of legal words the whole tree of answers is small, so one forward pass gives the exact distribution of a
-prompt, and every episode that reads the prompt under the same policy draws from it without touching the model again.
+With a handful of legal words the whole tree of answers is small: a prompt is read once, the tree's inner tokens behind
+it, and every episode that reads the prompt under the same policy draws from it without touching the model again.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 
 from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, draw
-from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.rows import pad_rows
+from msgrpo_lab.rollout.packed import pack_prompts
+from msgrpo_lab.rollout.reading import PromptReader
 from msgrpo_lab.types import Completion, Sampling
 
 
@@ -28,55 +28,63 @@ def choice_trie(choices: tuple[tuple[int, ...], ...]) -> ChoiceTrie:
 class ChoiceDecoder:
     """Draws legal words under one policy version, remembering the logits of every prompt it has met.
 
+    What is remembered is a few numbers a prompt, less than the prompt itself takes in the episodes that read it.
+
     Args:
-        policy: the policy; it must not change while this object lives.
-        version: its version.
-        token_budget: padded tokens of one forward pass at most (at least one prompt).
+        reader: reads prompts under that policy version.
+        version: the version.
     """
 
-    def __init__(self, policy: LanguagePolicy, version: int, token_budget: int) -> None:
-        self.policy = policy
+    def __init__(self, reader: PromptReader, version: int) -> None:
+        self.reader = reader
+        self.policy = reader.policy
         self.version = version
-        self.token_budget = token_budget
         self.computed_tokens = 0
+        """Tokens computed behind the prompts, which the reader counts."""
+        self.hits = 0
+        """Distinct prompts of a call that an earlier call had met."""
         self._logits: dict[tuple[tuple[int, ...], ...], dict[bytes, Float[torch.Tensor, "Q A"]]] = {}
         self._completions: dict[Sampling, dict[tuple[bytes, tuple[int, ...]], Completion]] = {}
 
     def logits(
         self, prompts: Sequence[Int[np.ndarray, " P"]], choices: tuple[tuple[int, ...], ...]
-    ) -> list[Float[torch.Tensor, "Q A"]]:
-        """Logits of the tree's tokens in each of its states, for every prompt; each distinct one computed once."""
+    ) -> Float[torch.Tensor, "U Q A"]:
+        """Logits of the tree's tokens in each of its states, for distinct prompts; each computed once."""
         trie = choice_trie(choices)
         known = self._logits.setdefault(choices, {})
         keys = [prompt.tobytes() for prompt in prompts]
-        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
-        ordered = sorted(missing.items(), key=lambda item: len(item[1]))
-        longest_prefix = max(map(len, trie.prefixes))
-        while ordered:
-            count = 1
-            while (
-                count < len(ordered)
-                and (count + 1) * len(trie.prefixes) * (len(ordered[count][1]) + longest_prefix) <= self.token_budget
-            ):
-                count += 1
-            chunk, ordered = ordered[:count], ordered[count:]
-            known |= self._compute(chunk, trie)
-        return [known[key] for key in keys]
+        missing = [index for index, key in enumerate(keys) if key not in known]
+        self.hits += len(keys) - len(missing)
+        width = max(1, self.reader.token_budget // max(map(len, prompts)))
+        for start in range(0, len(missing), width):
+            part = missing[start : start + width]
+            found = self._compute([prompts[index] for index in part], trie)
+            known.update(zip((keys[index] for index in part), found, strict=True))
+        return torch.stack([known[key] for key in keys])
 
     @torch.no_grad()
-    def _compute(
-        self, chunk: Sequence[tuple[bytes, Int[np.ndarray, " P"]]], trie: ChoiceTrie
-    ) -> dict[bytes, Float[torch.Tensor, "Q A"]]:
-        suffixes = [np.array(prefix, dtype=np.int64) for prefix in trie.prefixes]
-        rows = pad_rows([np.concatenate([prompt, suffix]) for _, prompt in chunk for suffix in suffixes])
-        self.computed_tokens += rows.num_tokens
-        hidden = self.policy.node_hidden(rows, np.arange(len(rows.lengths)), rows.lengths - 1)
-        columns = torch.from_numpy(trie.columns).to(hidden.device)
-        logits = self.policy.project(hidden, self.policy.output_weight(columns)).cpu()
-        return {
-            key: prompt_logits
-            for (key, _), prompt_logits in zip(chunk, torch.split(logits, len(suffixes)), strict=True)
-        }
+    def _compute(self, prompts: Sequence[Int[np.ndarray, " P"]], trie: ChoiceTrie) -> list[Float[torch.Tensor, "Q A"]]:
+        """Each prompt is read once; behind it, each state of the tree is one token more than the state before it."""
+        states = self.reader.read(prompts, keep=len(trie.prefixes) > 1)
+        count = len(prompts)
+        hidden: list[Float[torch.Tensor, "U width"]] = [torch.stack([state.hidden for state in states])]
+        order = [0]
+        if len(trie.prefixes) > 1:
+            texts = pack_prompts(self.policy, self.reader.prefix, states)
+            place: dict[tuple[int, ...], int] = {(): 0}
+            for depth in range(1, max(map(len, trie.prefixes)) + 1):
+                level = [state for state, prefix in enumerate(trie.prefixes) if len(prefix) == depth]
+                parents = [place[trie.prefixes[state][:-1]] for state in level]
+                tokens = np.repeat([trie.prefixes[state][-1] for state in level], count)
+                parent_rows = (np.array(parents)[:, None] * count + np.arange(count)).ravel()
+                hidden.append(texts.extend(parent_rows, tokens))
+                place = {trie.prefixes[state]: number for number, state in enumerate(level)}
+                order += level
+                self.computed_tokens += len(tokens)
+        columns = torch.from_numpy(trie.columns).to(self.policy.device)
+        logits = self.policy.project(torch.cat(hidden), self.policy.output_weight(columns)).cpu()
+        by_state = logits.view(len(order), count, -1).transpose(0, 1)[:, np.argsort(order)]
+        return list(by_state.contiguous())
 
     def generate(
         self, prompts: Sequence[Int[np.ndarray, " P"]], sampling: Sampling, uniforms: Float[np.ndarray, "N C"]
@@ -84,40 +92,62 @@ class ChoiceDecoder:
         """One legal word a prompt. `uniforms` in [0, 1) decide: one column a token."""
         assert sampling.choices is not None
         trie = choice_trie(sampling.choices)
-        logits_NQA = torch.stack(self.logits(prompts, sampling.choices))
-        shape = logits_NQA.shape
+        distinct, prompt_of = distinct_prompts(prompts)
+        logits_UQA = self.logits(distinct, sampling.choices)
+        shape = logits_UQA.shape
         allowed = torch.from_numpy(trie.allowed).expand(shape).reshape(-1, shape[-1])
-        logprobs_NQA = decoding_logprobs(logits_NQA.reshape(-1, shape[-1]), sampling, allowed).reshape(shape).numpy()
-        rows = np.arange(len(prompts))
+        logprobs_UQA = decoding_logprobs(logits_UQA.reshape(-1, shape[-1]), sampling, allowed).reshape(shape).numpy()
         state = np.zeros(len(prompts), dtype=np.int64)
-        drawn = np.full((len(prompts), uniforms.shape[1]), -1, dtype=np.int64)
-        logprob = np.zeros((len(prompts), uniforms.shape[1]), dtype=np.float32)
-        live = rows
+        drawn = np.full(uniforms.shape, -1, dtype=np.int64)
+        logprob = np.zeros(uniforms.shape, dtype=np.float32)
+        live = np.arange(len(prompts))
         for place in range(uniforms.shape[1]):
-            column = draw(logprobs_NQA[live, state[live]], uniforms[live, place], sampling.greedy)
-            logprob[live, place] = logprobs_NQA[live, state[live], column]
+            distribution = logprobs_UQA[prompt_of[live], state[live]]
+            column = draw(distribution, uniforms[live, place], sampling.greedy)
+            logprob[live, place] = distribution[np.arange(len(live)), column]
             drawn[live, place] = trie.columns[column]
             state[live] = trie.next_state[state[live], column]
             live = live[state[live] != ChoiceTrie.END]
             if not live.size:
                 break
         known = self._completions.setdefault(sampling, {})
-        completions = []
-        for prompt, tokens, values in zip(prompts, drawn, logprob, strict=True):
-            count = int((tokens >= 0).sum())
-            word = tuple(tokens[:count].tolist())
-            key = (prompt.tobytes(), word)
+        answers, first, answer_of = np.unique(
+            np.concatenate([prompt_of[:, None], drawn], axis=1), axis=0, return_index=True, return_inverse=True
+        )
+        made = []
+        for (prompt, *tokens), row in zip(answers.tolist(), first.tolist(), strict=True):
+            word = tuple(token for token in tokens if token >= 0)
+            key = (distinct[prompt].tobytes(), word)
             if key not in known:
                 known[key] = Completion(
-                    prompt_ids=prompt,
-                    token_ids=tokens[:count].copy(),
-                    logprobs=values[:count].copy(),
+                    prompt_ids=distinct[prompt],
+                    token_ids=np.array(word, dtype=np.int64),
+                    logprobs=logprob[row, : len(word)].copy(),
                     text=_decode(self.policy.tokenizer, word),
                     finish_reason="stop",
                     policy_version=self.version,
                 )
-            completions.append(known[key])
-        return completions
+            made.append(known[key])
+        return [made[answer] for answer in answer_of.ravel().tolist()]
+
+
+def distinct_prompts(
+    prompts: Sequence[Int[np.ndarray, " P"]],
+) -> tuple[list[Int[np.ndarray, " P"]], Int[np.ndarray, " N"]]:
+    """The distinct prompts in the order they first appear, and which of them each prompt is."""
+    number_of: dict[bytes, int] = {}
+    by_identity: dict[int, int] = {}
+    distinct: list[Int[np.ndarray, " P"]] = []
+    prompt_of = np.empty(len(prompts), dtype=np.int64)
+    for index, prompt in enumerate(prompts):
+        number = by_identity.get(id(prompt))
+        if number is None:
+            number = number_of.setdefault(prompt.tobytes(), len(distinct))
+            if number == len(distinct):
+                distinct.append(prompt)
+            by_identity[id(prompt)] = number
+        prompt_of[index] = number
+    return distinct, prompt_of
 
 
 @lru_cache(maxsize=4096)

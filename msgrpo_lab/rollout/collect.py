@@ -33,6 +33,8 @@ class _Seat:
     game: TextGame
     group_id: int
     seed: int
+    rng: np.random.Generator
+    """Decides what the policy writes in this episode."""
     observation: str
     turns: list[Turn] = field(default_factory=list)
     terminated: bool = False
@@ -70,7 +72,7 @@ class Collector:
         members: Sequence[int],
         engine: RolloutEngine,
         sampling: Sampling,
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
         observers: Sequence[RolloutObserver] = (),
     ) -> RolloutBatch:
         """One rollout: `group_size` episodes from each seed's initial state, in group order.
@@ -81,22 +83,24 @@ class Collector:
             members: per episode (groups × group_size), the number of its stream of chance events.
             engine: completes the prompts.
             sampling: the decoding rule.
-            rng: decides the engine's draws.
+            rngs: per episode, the generator that decides the engine's draws.
             observers: told of every turn.
         """
         if len(members) != len(seeds) * group_size:
             raise ValueError(f"members: {len(members)} given for {len(seeds)} groups of {group_size}")
+        if len(rngs) != len(members):
+            raise ValueError(f"rngs: {len(rngs)} given for {len(seeds)} groups of {group_size}")
         self._reserve(len(members))
         seats = []
-        for number, (game, member) in enumerate(zip(self._games, members, strict=False)):
+        for number, (game, member, rng) in enumerate(zip(self._games, members, rngs, strict=False)):
             seed = int(seeds[number // group_size])
             observation, _ = game.reset(seed=seed, options={"member": int(member)})
-            seats.append(_Seat(game=game, group_id=number // group_size, seed=seed, observation=observation))
+            seats.append(_Seat(game=game, group_id=number // group_size, seed=seed, rng=rng, observation=observation))
         live, turn = seats, 0
         while live:
             for observer in observers:
                 observer.on_turn(turn, live[0].game.horizon, len(live))
-            self._play_turn(live, engine, sampling, rng)
+            self._play_turn(live, engine, sampling)
             live = [seat for seat in live if not (seat.terminated or seat.truncated)]
             turn += 1
         return RolloutBatch(
@@ -114,14 +118,13 @@ class Collector:
             group_index=np.repeat(np.arange(len(seeds)), group_size),
         )
 
-    def _play_turn(
-        self, live: Sequence[_Seat], engine: RolloutEngine, sampling: Sampling, rng: np.random.Generator
-    ) -> None:
+    def _play_turn(self, live: Sequence[_Seat], engine: RolloutEngine, sampling: Sampling) -> None:
         """Moves every live game by one turn."""
         rules, actions = live[0].game.rules, live[0].game.legal_actions
         prompts = [self.prompt.render(rules, seat.observation, actions) for seat in live]
         engine.observe([seat.game for seat in live])
-        for seat, completion in zip(live, engine.generate(prompts, sampling, rng), strict=True):
+        completions = engine.generate(prompts, sampling, [seat.rng for seat in live], self.prompt.settled(actions))
+        for seat, completion in zip(live, completions, strict=True):
             parsed = self.prompt.parse(completion.text, actions)
             state_key = seat.game.state_key()
             observation, reward, terminated, truncated, info = seat.game.step(parsed.action)

@@ -1,139 +1,231 @@
 """Free decoding, token by token, with every distinct text continued once.
 
-Completions of equal prompts share one row of the key-value cache until they draw different tokens; then the row is
-split. A finished completion leaves the batch. So the cost of a step is the number of *distinct unfinished* texts.
+Completions of equal prompts share one text until they draw different tokens, and a finished one leaves the batch: the
+cost of a step is the number of *distinct unfinished* texts. A prompt met again under the same policy is not read again
+while it is remembered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from msgrpo_lab.lap.decoding import decoding_logprobs, draw
-from msgrpo_lab.lap.policy import MIN_SHARED_PREFIX, LanguagePolicy
-from msgrpo_lab.lap.rows import pad_rows
-from msgrpo_lab.types import Completion, FinishReason, Sampling
+from msgrpo_lab.lap.decoding import decoding_logprobs
+from msgrpo_lab.rollout.choice import distinct_prompts
+from msgrpo_lab.rollout.draws import draw_grouped
+from msgrpo_lab.rollout.engine import Settled
+from msgrpo_lab.rollout.packed import PackedTexts, pack_prompts
+from msgrpo_lab.rollout.reading import PromptMemory
+from msgrpo_lab.types import Completion, Sampling
+
+TEXTS_PER_CHUNK = 256
+"""Texts projected onto the whole vocabulary at a time."""
+ROW_COLUMNS = {"cpu": 2048}
+"""Tokens that a row of packed texts may hold before it is cut in two: each new token looks at all of them."""
+ROW_COLUMNS_ELSEWHERE = 16384
+"""The same on accelerators, where the number of calls counts more."""
+SMALL_ROW = 64
+"""Fewer texts are not cut: reading the weights once more would cost more than the wide row does."""
+MEMORY = 100_000
+"""Decoded texts remembered at most."""
+
+
+@dataclass(slots=True)
+class _Written:
+    """What N completions consist of so far."""
+
+    tokens: Int[np.ndarray, "N C"]
+    logprobs: Float[np.ndarray, "N C"]
+    lengths: Int[np.ndarray, " N"]
+    stopped: Bool[np.ndarray, " N"]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Completions that are continued together; `rows` is sorted by text."""
+
+    texts: PackedTexts
+    hidden: Float[torch.Tensor, "D width"]
+    words: list[tuple[int, ...]]
+    """Tokens written in each text after its prompt."""
+    rows: Int[np.ndarray, " N"]
+    text_of: Int[np.ndarray, " N"]
 
 
 class FreeDecoder:
     """Samples completions over the whole vocabulary under one policy version.
 
     Args:
-        policy: the policy; it must not change while this object lives.
-        version: its version.
-        token_budget: padded prompt tokens of one prefill at most (at least one prompt).
+        memory: reads prompts under that policy version.
+        version: the version.
     """
 
-    def __init__(self, policy: LanguagePolicy, version: int, token_budget: int) -> None:
-        self.policy = policy
+    def __init__(self, memory: PromptMemory, version: int) -> None:
+        self.memory = memory
+        self.policy = memory.reader.policy
         self.version = version
-        self.token_budget = token_budget
         self.computed_tokens = 0
-
-    def generate(
-        self, prompts: Sequence[Int[np.ndarray, " P"]], sampling: Sampling, uniforms: Float[np.ndarray, "N C"]
-    ) -> list[Completion]:
-        """One completion a prompt. `uniforms` in [0, 1) decide: row n, column c draws token c of completion n."""
-        members: dict[bytes, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            members.setdefault(prompt.tobytes(), []).append(index)
-        distinct = sorted(members.values(), key=lambda indices: len(prompts[indices[0]]))
-        completions: dict[int, Completion] = {}
-        while distinct:
-            # Sorted by length, so the last prompt of a chunk is its longest.
-            count = 1
-            while count < len(distinct) and (count + 1) * len(prompts[distinct[count][0]]) <= self.token_budget:
-                count += 1
-            chunk, distinct = distinct[:count], distinct[count:]
-            completions |= self._decode_chunk([prompts[indices[0]] for indices in chunk], chunk, sampling, uniforms)
-        return [completions[index] for index in range(len(prompts))]
+        """Tokens computed behind the prompts, which the reader counts."""
+        self.row_columns = ROW_COLUMNS.get(self.policy.device.type, ROW_COLUMNS_ELSEWHERE)
+        self._texts: dict[tuple[int, ...], str] = {}
+        self._ends = self.policy.end_token_ids
 
     @torch.no_grad()
-    def _decode_chunk(
+    def generate(
         self,
         prompts: Sequence[Int[np.ndarray, " P"]],
-        members: Sequence[Sequence[int]],
         sampling: Sampling,
         uniforms: Float[np.ndarray, "N C"],
-    ) -> dict[int, Completion]:
-        """Completes distinct prompts; `members[d]` are the completions that prompt d is asked for."""
-        decoder = _CachedDecoder(self.policy, prompts)
-        self.computed_tokens += sum(map(len, prompts))
-        rows = np.array([index for indices in members for index in indices])
-        text_of = np.array([number for number, indices in enumerate(members) for _ in indices])
-        prompt_of = dict(zip(rows.tolist(), text_of.tolist(), strict=True))
-        tokens: dict[int, list[int]] = {index: [] for index in rows.tolist()}
-        logprobs: dict[int, list[float]] = {index: [] for index in rows.tolist()}
-        finish: dict[int, FinishReason] = dict.fromkeys(rows.tolist(), "length")
-        ends = self.policy.end_token_ids
-        for place in range(sampling.max_new_tokens):
-            distribution = decoding_logprobs(decoder.logits, sampling).cpu().numpy()
-            drawn = np.empty(len(rows), dtype=np.int64)
-            for start in range(0, len(rows), 256):  # bounds the [rows, vocabulary] array of cumulative sums
-                part = slice(start, start + 256)
-                drawn[part] = draw(distribution[text_of[part]], uniforms[rows[part], place], sampling.greedy)
-            unfinished = np.zeros(len(rows), dtype=bool)
-            for position, (index, token) in enumerate(zip(rows.tolist(), drawn.tolist(), strict=True)):
-                tokens[index].append(token)
-                logprobs[index].append(float(distribution[text_of[position], token]))
-                if token in ends or (sampling.stop and any(s in self._text(tokens[index]) for s in sampling.stop)):
-                    finish[index] = "stop"
-                else:
-                    unfinished[position] = True
-            rows = rows[unfinished]
-            if not rows.size or place + 1 == sampling.max_new_tokens:
-                break
-            pairs = np.stack([text_of[unfinished], drawn[unfinished]], axis=1)
-            continued, text_of = np.unique(pairs, axis=0, return_inverse=True)
-            decoder.extend(parents=continued[:, 0], token_ids=continued[:, 1])
-            self.computed_tokens += len(continued)
-        return {
-            index: Completion(
-                prompt_ids=prompts[prompt_of[index]],
-                token_ids=np.array(tokens[index], dtype=np.int64),
-                logprobs=np.array(logprobs[index], dtype=np.float32),
-                text=self._text(tokens[index]),
-                finish_reason=finish[index],
-                policy_version=self.version,
-            )
-            for index in tokens
-        }
+        settled: Settled | None,
+    ) -> list[Completion]:
+        """One completion a prompt. `uniforms` in [0, 1) decide: row n, column c draws token c of completion n.
 
-    def _text(self, token_ids: Sequence[int]) -> str:
-        text: str = self.policy.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        A step needs the drawn tokens on the host, which decides which texts there are next: one copy of two numbers a
+        completion. Logits and distributions stay on the device.
+        """
+        distinct, prompt_of = distinct_prompts(prompts)
+        written = _Written(
+            tokens=np.full(uniforms.shape, -1, dtype=np.int64),
+            logprobs=np.zeros(uniforms.shape, dtype=np.float32),
+            lengths=np.zeros(len(prompts), dtype=np.int64),
+            stopped=np.zeros(len(prompts), dtype=bool),
+        )
+        for chunk in self._chunks(distinct):
+            stack = [self._begin([distinct[number] for number in chunk], chunk, prompt_of)]
+            while stack:
+                stack += self._step(stack.pop(), sampling, uniforms, written, settled)
+        return self._completions(distinct, prompt_of, written)
+
+    def _chunks(self, prompts: Sequence[Int[np.ndarray, " P"]]) -> list[list[int]]:
+        """Prompts that are packed into one row each, in ascending length."""
+        chunks: list[list[int]] = []
+        columns = 0
+        for number in sorted(range(len(prompts)), key=lambda number: len(prompts[number])):
+            columns += len(prompts[number])
+            if not chunks or columns > self.row_columns:
+                chunks.append([])
+                columns = len(prompts[number])
+            chunks[-1].append(number)
+        return chunks
+
+    def _begin(
+        self, prompts: Sequence[Int[np.ndarray, " P"]], numbers: Sequence[int], prompt_of: Int[np.ndarray, " N"]
+    ) -> _Group:
+        states = self.memory.states(prompts)
+        members = [np.flatnonzero(prompt_of == number) for number in numbers]
+        return _Group(
+            texts=pack_prompts(self.policy, self.memory.reader.prefix, states),
+            hidden=torch.stack([state.hidden for state in states]),
+            words=[()] * len(prompts),
+            rows=np.concatenate(members),
+            text_of=np.repeat(np.arange(len(prompts)), [len(rows) for rows in members]),
+        )
+
+    def _step(
+        self,
+        group: _Group,
+        sampling: Sampling,
+        uniforms: Float[np.ndarray, "N C"],
+        written: _Written,
+        settled: Settled | None,
+    ) -> list[_Group]:
+        """Draws one token a completion; returns the group that goes on, cut in two if it has become too wide."""
+        place = len(group.words[0])
+        drawn, logprobs = self._draw(group, sampling, uniforms[:, place])
+        written.tokens[group.rows, place] = drawn
+        written.logprobs[group.rows, place] = logprobs
+        written.lengths[group.rows] = place + 1
+        pairs, text_of = np.unique(np.stack([group.text_of, drawn], axis=1), axis=0, return_inverse=True)
+        text_of = text_of.ravel()
+        words = [(*group.words[parent], token) for parent, token in pairs.tolist()]
+        over = np.array([self._is_over(word, sampling, settled) for word in words])
+        written.stopped[group.rows] = over[text_of]
+        if over.all() or place + 1 == uniforms.shape[1]:
+            return []
+        kept = np.flatnonzero(~over)
+        number_of = np.cumsum(~over) - 1
+        rows, text_of = group.rows[~over[text_of]], number_of[text_of[~over[text_of]]]
+        by_text = np.argsort(text_of, kind="stable")
+        self.computed_tokens += len(kept)
+        following = _Group(
+            texts=group.texts,
+            hidden=group.texts.extend(parents=pairs[kept, 0], token_ids=pairs[kept, 1]),
+            words=[words[number] for number in kept.tolist()],
+            rows=rows[by_text],
+            text_of=text_of[by_text],
+        )
+        return self._cut(following)
+
+    def _cut(self, group: _Group) -> list[_Group]:
+        """The group, or its two halves where its row has become too wide."""
+        count = len(group.words)
+        if group.texts.columns <= self.row_columns or count < 2 * SMALL_ROW:
+            return [group]
+        halves = []
+        for texts in np.array_split(np.arange(count), 2):
+            first, last = group.text_of.searchsorted((texts[0], texts[-1] + 1))
+            halves.append(
+                _Group(
+                    texts=group.texts.part(texts),
+                    hidden=group.hidden[int(texts[0]) : int(texts[-1]) + 1],
+                    words=group.words[texts[0] : texts[-1] + 1],
+                    rows=group.rows[first:last],
+                    text_of=group.text_of[first:last] - texts[0],
+                )
+            )
+        return halves
+
+    def _draw(
+        self, group: _Group, sampling: Sampling, uniforms: Float[np.ndarray, " N"]
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """A token a completion and its log-probability, a bounded number of texts at a time."""
+        weight = self.policy.output_weight(None)
+        parts = []
+        for start in range(0, len(group.words), TEXTS_PER_CHUNK):
+            first, last = group.text_of.searchsorted((start, start + TEXTS_PER_CHUNK))
+            logits = self.policy.project(group.hidden[start : start + TEXTS_PER_CHUNK], weight)
+            logprobs = decoding_logprobs(logits, sampling)
+            text_of, rows = group.text_of[first:last] - start, group.rows[first:last]
+            parts.append(draw_grouped(logprobs, text_of, uniforms[rows], sampling.greedy))
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    def _is_over(self, word: tuple[int, ...], sampling: Sampling, settled: Settled | None) -> bool:
+        """Whether a completion ends with these tokens. Every distinct one is decoded once."""
+        if word[-1] in self._ends:
+            return True
+        if not sampling.stop and settled is None:
+            return False
+        text = self._text(word)
+        return any(stop in text for stop in sampling.stop) or (settled is not None and settled(text))
+
+    def _text(self, word: tuple[int, ...]) -> str:
+        text = self._texts.get(word)
+        if text is None:
+            if len(self._texts) >= MEMORY:
+                self._texts.clear()
+            text = self._texts[word] = self.policy.tokenizer.decode(list(word), skip_special_tokens=True)
         return text
 
-
-class _CachedDecoder:
-    """Logits of the next token after each distinct text, grown a token at a time on a key-value cache."""
-
-    def __init__(self, policy: LanguagePolicy, prompts: Sequence[Int[np.ndarray, " P"]]) -> None:
-        self.policy = policy
-        rows = pad_rows(prompts)
-        shared = rows.shared_prefix() if len(prompts) > 1 else 0
-        shared = shared if shared >= MIN_SHARED_PREFIX else 0
-        device = policy.device
-        ids = torch.from_numpy(rows.input_ids).to(device)
-        self.position = torch.from_numpy(rows.lengths).to(device)
-        columns = torch.arange(ids.shape[1], device=device)
-        self.mask = columns[None] < self.position[:, None]
-        self.cache = policy.prefix_cache(ids[0, :shared]) if shared else policy.empty_cache()
-        if shared:
-            self.cache.batch_repeat_interleave(len(prompts))
-        hidden = policy.decode_step(ids[:, shared:], self.cache, self.mask, columns[None, shared:].expand(len(ids), -1))
-        last = self.position - 1 - shared
-        self.logits = policy.project(hidden[torch.arange(len(ids), device=device), last], policy.output_weight(None))
-
-    def extend(self, parents: Int[np.ndarray, " D"], token_ids: Int[np.ndarray, " D"]) -> None:
-        """The new texts: text d is text `parents[d]` with one more token."""
-        parent = torch.from_numpy(parents).to(self.mask.device)
-        self.cache.batch_select_indices(parent)
-        self.position = self.position[parent]
-        self.mask = torch.cat([self.mask[parent], self.mask.new_ones(len(parent), 1)], dim=1)
-        tokens = torch.from_numpy(token_ids).to(self.mask.device)[:, None]
-        hidden = self.policy.decode_step(tokens, self.cache, self.mask, self.position[:, None])
-        self.position = self.position + 1
-        self.logits = self.policy.project(hidden[:, -1], self.policy.output_weight(None))
+    def _completions(
+        self, distinct: Sequence[Int[np.ndarray, " P"]], prompt_of: Int[np.ndarray, " N"], written: _Written
+    ) -> list[Completion]:
+        """Equal completions of one prompt are one object."""
+        made: dict[tuple[int, tuple[int, ...]], Completion] = {}
+        completions = []
+        for row, (prompt, length) in enumerate(zip(prompt_of.tolist(), written.lengths.tolist(), strict=True)):
+            word = tuple(written.tokens[row, :length].tolist())
+            if (prompt, word) not in made:
+                made[prompt, word] = Completion(
+                    prompt_ids=distinct[prompt],
+                    token_ids=written.tokens[row, :length].copy(),
+                    logprobs=written.logprobs[row, :length].copy(),
+                    text=self._text(word),
+                    finish_reason="stop" if written.stopped[row] else "length",
+                    policy_version=self.version,
+                )
+            completions.append(made[prompt, word])
+        return completions

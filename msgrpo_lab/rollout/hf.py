@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -10,27 +11,42 @@ from jaxtyping import Int
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.rollout.choice import ChoiceDecoder
 from msgrpo_lab.rollout.decode import FreeDecoder
+from msgrpo_lab.rollout.engine import Settled, check_lengths, draw_uniforms
+from msgrpo_lab.rollout.reading import PromptMemory, PromptReader
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Completion, Sampling
+
+
+class _Synced(NamedTuple):
+    """What stands on one policy version."""
+
+    reader: PromptReader
+    memory: PromptMemory
+    choice: ChoiceDecoder
+    free: FreeDecoder
 
 
 class HFEngine:
     """Completes prompts with the Hugging Face model that is being trained.
 
-    Equal prompts are computed once; with constrained decoding a prompt is computed once between two calls of `sync`.
+    Between two calls of `sync` the prefix that prompts share is computed once. So is each distinct prompt: with
+    constrained decoding always, with free decoding while it is among the last `memory_tokens` tokens.
 
     Args:
         token_budget: padded prompt tokens of one forward pass at most.
+        memory_tokens: prompt tokens whose keys and values are remembered at most, besides the shared prefix.
     """
 
     samples_policy = True
 
-    def __init__(self, *, token_budget: int = 8192) -> None:
+    def __init__(self, *, token_budget: int = 8192, memory_tokens: int = 16384) -> None:
         if token_budget < 1:
             raise ValueError(f"engine.token_budget={token_budget}: must be at least 1")
+        if memory_tokens < 0:
+            raise ValueError(f"engine.memory_tokens={memory_tokens}: must be at least 0; 0 remembers no prompt")
         self.token_budget = token_budget
-        self._choice: ChoiceDecoder | None = None
-        self._free: FreeDecoder | None = None
+        self.memory_tokens = memory_tokens
+        self._synced: _Synced | None = None
 
     def sync(self, policy: LanguagePolicy, version: int) -> None:
         """See `RolloutEngine.sync`. All that is remembered is dropped, even of the same policy and version.
@@ -38,32 +54,57 @@ class HFEngine:
         Which prompts a forward pass holds moves the last bits of its logits. So that a rollout is the same to the bit
         whether or not an evaluation (or a restart) came before it, it never goes on from what another one computed.
         """
-        self._choice = ChoiceDecoder(policy, version, self.token_budget)
-        self._free = FreeDecoder(policy, version, self.token_budget)
+        reader = PromptReader(policy, self.token_budget)
+        memory = PromptMemory(reader, self.memory_tokens)
+        self._synced = _Synced(reader, memory, ChoiceDecoder(reader, version), FreeDecoder(memory, version))
 
     def observe(self, games: Sequence[TextGame]) -> None:
         """A language model reads its prompt and nothing else."""
 
     def generate(
-        self, prompts: Sequence[Int[np.ndarray, " P"]], sampling: Sampling, rng: np.random.Generator
+        self,
+        prompts: Sequence[Int[np.ndarray, " P"]],
+        sampling: Sampling,
+        rngs: Sequence[np.random.Generator],
+        settled: Settled | None = None,
     ) -> list[Completion]:
-        """See `RolloutEngine.generate`. Draws one uniform number a completion and token, whatever is needed of them."""
-        if self._choice is None or self._free is None:
+        """See `RolloutEngine.generate`."""
+        if self._synced is None:
             raise RuntimeError("engine: call sync() before generate()")
+        check_lengths(prompts, rngs)
         if not prompts:
             return []
         if sampling.choices is None:
-            return self._free.generate(prompts, sampling, rng.random((len(prompts), sampling.max_new_tokens)))
-        longest = max(map(len, sampling.choices))
-        return self._choice.generate(prompts, sampling, rng.random((len(prompts), longest)))
+            uniforms = draw_uniforms(rngs, sampling.max_new_tokens, sampling)
+            return self._synced.free.generate(prompts, sampling, uniforms, settled)
+        uniforms = draw_uniforms(rngs, max(map(len, sampling.choices)), sampling)
+        return self._synced.choice.generate(prompts, sampling, uniforms)
 
     @property
     def computed_tokens(self) -> int:
         """Tokens that went through the model since the last `sync`."""
-        if self._choice is None or self._free is None:
+        if self._synced is None:
             return 0
-        return self._choice.computed_tokens + self._free.computed_tokens
+        reader, _, choice, free = self._synced
+        return reader.computed_tokens + choice.computed_tokens + free.computed_tokens
+
+    def metrics(self) -> Mapping[str, float]:
+        """See `RolloutEngine.metrics`.
+
+        `rollout_computed_tokens` is what went through the model; `cache_tokens` the prompt tokens whose keys and
+        values are held, the shared prefix included; `cache_hits` the distinct prompts of a turn that an earlier turn
+        had read; `cache_evictions` the prompts forgotten for want of room.
+        """
+        if self._synced is None:
+            return {}
+        reader, memory, choice, _ = self._synced
+        return {
+            "rollout_computed_tokens": float(self.computed_tokens),
+            "cache_tokens": float(memory.tokens + len(reader.prefix_ids)),
+            "cache_hits": float(memory.hits + choice.hits),
+            "cache_evictions": float(memory.evictions),
+        }
 
     def close(self) -> None:
         """Drops the policy and all that is remembered of it."""
-        self._choice = self._free = None
+        self._synced = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -10,6 +10,7 @@ from jaxtyping import Int
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.words import word_tokenizer
 from msgrpo_lab.oracle.players import Player
+from msgrpo_lab.rollout.engine import Settled, check_lengths
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Completion, Sampling
 
@@ -40,13 +41,15 @@ class ScriptedEngine:
         self,
         prompts: Sequence[Int[np.ndarray, " P"]],
         sampling: Sampling,  # noqa: ARG002
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
+        settled: Settled | None = None,  # noqa: ARG002
     ) -> list[Completion]:
         """The player's word in each of the games shown last."""
         if len(prompts) != len(self._games):
             raise RuntimeError(f"engine: {len(prompts)} prompts for {len(self._games)} observed games")
+        check_lengths(prompts, rngs)
         completions = []
-        for prompt, game in zip(prompts, self._games, strict=True):
+        for prompt, game, rng in zip(prompts, self._games, rngs, strict=True):
             text = self.player(game, rng)
             token_ids = np.array(self._tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
             completions.append(
@@ -60,6 +63,10 @@ class ScriptedEngine:
                 )
             )
         return completions
+
+    def metrics(self) -> Mapping[str, float]:
+        """A player has nothing to say of itself."""
+        return {}
 
     def close(self) -> None:
         """Lets go of the games."""

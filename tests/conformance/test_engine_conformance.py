@@ -24,6 +24,7 @@ from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.rows import plan_forward
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.engine import RolloutEngine
+from msgrpo_lab.seeding import episode_generators
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import Completion, Sampling
 
@@ -42,8 +43,8 @@ RULES = {
 }
 
 
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
+def rngs(count: int, seed: int = 0) -> list[np.random.Generator]:
+    return episode_generators(seed, "engine", 0, count)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def generate(
     for game in games:
         game.reset(seed=1)
     engine.observe(games)
-    return engine.generate(prompts, rule, rng(seed))
+    return engine.generate(prompts, rule, rngs(len(prompts), seed))
 
 
 def written(completions: list[Completion]) -> list[list[int]]:
@@ -200,7 +201,7 @@ def test_the_token_budget_changes_no_completion(policy: LanguagePolicy, rule: Sa
     for budget in (token_budget, 100_000):
         engine = build("hf", token_budget=budget)
         engine.sync(policy, 0)
-        completions.append(engine.generate(PROMPTS * 3, rule, rng(1)))
+        completions.append(engine.generate(PROMPTS * 3, rule, rngs(15, 1)))
     assert written(completions[0]) == written(completions[1])
     for one, other in zip(*completions, strict=True):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
@@ -212,8 +213,8 @@ def test_free_decoding_is_the_whole_model_run_again_for_every_token(policy: Lang
     rule = replace(RULES[kind], max_new_tokens=8)
     engine = build("hf")
     engine.sync(policy, 0)
-    found = written(engine.generate(PROMPTS * 2, rule, rng(4)))
-    uniforms = rng(4).random((len(PROMPTS) * 2, rule.max_new_tokens))
+    found = written(engine.generate(PROMPTS * 2, rule, rngs(10, 4)))
+    uniforms = [generator.random(rule.max_new_tokens) for generator in rngs(10, 4)]
     expected = [plainly_decoded(policy, p.tolist(), rule, row) for p, row in zip(PROMPTS * 2, uniforms, strict=True)]
     assert found == expected
     assert len({tuple(tokens) for tokens in found}) > 3
@@ -257,14 +258,14 @@ def test_the_end_token_ends_a_completion_and_is_kept(
 ) -> None:
     left, end = policy.tokenizer.encode("Left")[0], policy.tokenizer.eos_token_id
     forced(policy, monkeypatch, left, end, left)
-    (made,) = hf.generate(PROMPTS[:1], Sampling(max_new_tokens=5), rng())
+    (made,) = hf.generate(PROMPTS[:1], Sampling(max_new_tokens=5), rngs(1))
     assert (made.token_ids.tolist(), made.finish_reason, made.text) == ([left, end], "stop", "Left")
 
 
 def test_a_completion_without_an_end_is_cut(hf: Any, policy: LanguagePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     left = policy.tokenizer.encode("Left")[0]
     forced(policy, monkeypatch, left)
-    (made,) = hf.generate(PROMPTS[:1], Sampling(max_new_tokens=3), rng())
+    (made,) = hf.generate(PROMPTS[:1], Sampling(max_new_tokens=3), rngs(1))
     assert (made.token_ids.tolist(), made.finish_reason, made.text) == ([left] * 3, "length", "LeftLeftLeft")
 
 
@@ -273,42 +274,41 @@ def test_a_stop_text_across_tokens_ends_a_completion(
 ) -> None:
     tokens = policy.tokenizer.encode("<action>Up</action> and more", add_special_tokens=False)
     forced(policy, monkeypatch, *tokens)
-    (made,) = hf.generate(PROMPTS[:1], Sampling(max_new_tokens=50, stop=("</action>",)), rng())
+    (made,) = hf.generate(PROMPTS[:1], Sampling(max_new_tokens=50, stop=("</action>",)), rngs(1))
     assert (made.text, made.finish_reason) == ("<action>Up</action>", "stop")
     assert made.token_ids.tolist() == tokens[: len(made.token_ids)]
 
 
 def test_an_end_at_the_last_place_is_a_stop(hf: Any, policy: LanguagePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     forced(policy, monkeypatch, policy.tokenizer.eos_token_id)
-    (made,) = hf.generate(PROMPTS[:1], Sampling(max_new_tokens=1), rng())
+    (made,) = hf.generate(PROMPTS[:1], Sampling(max_new_tokens=1), rngs(1))
     assert made.finish_reason == "stop"
 
 
 def test_no_prompts_no_completions(hf: Any) -> None:
-    assert hf.generate([], Sampling(), rng()) == []
+    assert hf.generate([], Sampling(), rngs(0)) == []
 
 
 def test_each_distinct_prompt_is_computed_once(hf: Any) -> None:
-    tree = 4  # states of the words' tree: nothing, 12, 15, 15 12
-    lengths = [12, 11, 2]
+    inner = 3  # tokens of the words' tree that are read: 12, 15, 15 12
     rule = RULES["words"]
-    hf.generate(PROMPTS, rule, rng())
-    once = sum(length * tree + (0 + 1 + 1 + 2) for length in lengths)
+    hf.generate(PROMPTS, rule, rngs(5))
+    once = 12 + 11 + 2 + 3 * inner
     assert hf.computed_tokens == once
-    hf.generate(PROMPTS * 5, rule, rng(1))
-    hf.generate(PROMPTS, replace(rule, temperature=2.0, greedy=True), rng(1))
+    hf.generate(PROMPTS * 5, rule, rngs(25, 1))
+    hf.generate(PROMPTS, replace(rule, temperature=2.0, greedy=True), rngs(5, 1))
     assert hf.computed_tokens == once, "all of it is remembered"
-    hf.generate([*PROMPTS, ids(50, 51, 52)], rule, rng())
-    assert hf.computed_tokens == once + 3 * tree + 4
+    hf.generate([*PROMPTS, ids(50, 51, 52)], rule, rngs(6))
+    assert hf.computed_tokens == once + 3 + inner
 
 
 def test_free_decoding_reads_each_distinct_prompt_once(hf: Any) -> None:
-    hf.generate(PROMPTS * 4, Sampling(max_new_tokens=1), rng())
+    hf.generate(PROMPTS * 4, Sampling(max_new_tokens=1), rngs(20))
     assert hf.computed_tokens == 12 + 11 + 2
 
 
 def test_free_decoding_continues_each_distinct_text_once(hf: Any) -> None:
-    hf.generate([PROMPTS[0]] * 20, Sampling(max_new_tokens=4, greedy=True), rng())
+    hf.generate([PROMPTS[0]] * 20, Sampling(max_new_tokens=4, greedy=True), rngs(20))
     assert hf.computed_tokens == 12 + 3, "twenty equal texts are one"
 
 
@@ -316,12 +316,12 @@ def test_a_moved_policy_is_computed_anew() -> None:
     policy = small_policy()
     engine = build("hf")
     engine.sync(policy, 0)
-    first = engine.generate(PROMPTS, RULES["words"], rng())
+    first = engine.generate(PROMPTS, RULES["words"], rngs(5))
     computed = engine.computed_tokens
     move(policy)
     engine.sync(policy, 1)
     assert engine.computed_tokens == 0
-    second = engine.generate(PROMPTS, RULES["words"], rng())
+    second = engine.generate(PROMPTS, RULES["words"], rngs(5))
     assert engine.computed_tokens == computed
     assert {completion.policy_version for completion in second} == {1}
     assert any(not np.array_equal(a.logprobs, b.logprobs) for a, b in zip(first, second, strict=True))
@@ -331,12 +331,12 @@ def test_after_a_sync_nothing_depends_on_what_was_asked_before(rule: Sampling, p
     """To the bit: a rollout is the same whether or not an evaluation of the same policy came before it."""
     engine = build("hf")
     engine.sync(policy, 0)
-    fresh = engine.generate(PROMPTS, rule, rng())
+    fresh = engine.generate(PROMPTS, rule, rngs(5))
     engine.sync(policy, 0)
-    engine.generate([ids(*BEGINNING, *range(20)), PROMPTS[0]], rule, rng())
+    engine.generate([ids(*BEGINNING, *range(20)), PROMPTS[0]], rule, rngs(2))
     engine.sync(policy, 0)
     assert engine.computed_tokens == 0
-    again = engine.generate(PROMPTS, rule, rng())
+    again = engine.generate(PROMPTS, rule, rngs(5))
     assert [completion.logprobs.tolist() for completion in fresh] == [
         completion.logprobs.tolist() for completion in again
     ]
@@ -345,9 +345,9 @@ def test_after_a_sync_nothing_depends_on_what_was_asked_before(rule: Sampling, p
 def test_another_policy_of_the_same_version_is_another_policy() -> None:
     engine = build("hf")
     engine.sync(small_policy(init_seed=0), 0)
-    first = engine.generate(PROMPTS, RULES["words"], rng())
+    first = engine.generate(PROMPTS, RULES["words"], rngs(5))
     engine.sync(small_policy(init_seed=1), 0)
-    second = engine.generate(PROMPTS, RULES["words"], rng())
+    second = engine.generate(PROMPTS, RULES["words"], rngs(5))
     assert any(not np.array_equal(a.logprobs, b.logprobs) for a, b in zip(first, second, strict=True))
 
 
@@ -355,13 +355,13 @@ def test_an_engine_that_was_never_told_of_a_policy_says_so() -> None:
     engine = build("hf")
     assert engine.computed_tokens == 0
     with pytest.raises(RuntimeError, match=r"call sync\(\) before generate\(\)"):
-        engine.generate(PROMPTS, Sampling(), rng())
+        engine.generate(PROMPTS, Sampling(), rngs(5))
 
 
 def test_a_closed_engine_holds_no_policy(hf: Any) -> None:
     hf.close()
     with pytest.raises(RuntimeError, match="sync"):
-        hf.generate(PROMPTS, Sampling(), rng())
+        hf.generate(PROMPTS, Sampling(), rngs(5))
 
 
 def test_a_token_budget_below_1_is_refused() -> None:
@@ -385,7 +385,7 @@ def test_a_scripted_engine_needs_to_see_the_games(policy: LanguagePolicy) -> Non
     engine = build("scripted")
     engine.sync(policy, 0)
     with pytest.raises(RuntimeError, match="5 prompts for 0 observed games"):
-        engine.generate(PROMPTS, Sampling(), rng())
+        engine.generate(PROMPTS, Sampling(), rngs(5))
 
 
 def test_only_engines_that_sample_the_policy_say_so() -> None:

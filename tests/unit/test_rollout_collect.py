@@ -17,7 +17,7 @@ from msgrpo_lab.oracle.players import FixedPlayer, Player, RandomPlayer
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.rollout.hf import HFEngine
 from msgrpo_lab.rollout.scripted import ScriptedEngine
-from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, generator, held_out_seeds
+from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, episode_generators, generator, held_out_seeds
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.tsmg.snake import Snake
@@ -50,7 +50,7 @@ def collected(
         members=more.pop("members", range(len(seeds) * group_size)),
         engine=ScriptedEngine(player=player),
         sampling=Sampling(),
-        rng=np.random.default_rng(rng_seed),
+        rngs=episode_generators(rng_seed, "engine", 0, len(seeds) * group_size),
         **more,
     )
 
@@ -152,7 +152,7 @@ def test_bottom_with_free_decoding_of_an_untrained_policy() -> None:
         members=range(12),
         engine=engine,
         sampling=Sampling(max_new_tokens=3),
-        rng=np.random.default_rng(0),
+        rngs=episode_generators(0, "engine", 0, 12),
     )
     illegal = [turn for turn in turns_of(batch) if turn.parsed.action is None]
     assert illegal

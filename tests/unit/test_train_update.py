@@ -14,7 +14,7 @@ from lab_made import Memory, fit, gradient_of, small_lab
 
 from msgrpo_lab.assemble import Lab
 from msgrpo_lab.loss import LossStats
-from msgrpo_lab.seeding import generator
+from msgrpo_lab.seeding import Stream, episode_generators, generator
 from msgrpo_lab.types import RolloutBatch, TrainBatch
 
 FREE = ("rollout.sampling.constrain=false", "rollout.sampling.max_new_tokens=3")
@@ -312,7 +312,15 @@ def test_every_draw_is_of_the_runs_seed_and_the_epoch(monkeypatch: pytest.Monkey
         asked.append(of)
         return generator(*of)
 
+    of_episodes: list[tuple[int, str, int, int]] = []
+
+    def noted_each(seed: int, stream: Stream, epoch: int, count: int) -> list[np.random.Generator]:
+        of_episodes.append((seed, stream, epoch, count))
+        return episode_generators(seed, stream, epoch, count)
+
     monkeypatch.setattr("msgrpo_lab.data.generator", noted)
+    monkeypatch.setattr("msgrpo_lab.data.episode_generators", noted_each)
     lab = small_lab("seed=7", "update.minibatches=2")
     list(lab.data.batches(epoch=3, version=6))
-    assert sorted(asked) == [(7, stream, 3) for stream in ("data_order", "engine", "env_seeds", "members", "sampler")]
+    assert sorted(asked) == [(7, stream, 3) for stream in ("data_order", "env_seeds", "members", "sampler")]
+    assert of_episodes == [(7, "engine", 3, 16)]
