@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from msgrpo_lab.types import Credit, RolloutBatch, Selection, TrainBatch
+from msgrpo_lab.types import Completion, Credit, RolloutBatch, Selection, TrainBatch
 
 
 def collate(batch: RolloutBatch, credit: Credit, selection: Selection) -> TrainBatch:
@@ -16,31 +16,39 @@ def collate(batch: RolloutBatch, credit: Credit, selection: Selection) -> TrainB
     Raises:
         ValueError: no turn is left.
     """
-    samples = [
-        (place, index, number, turn)
-        for place, index in enumerate(selection.index.tolist())
-        for number, turn in enumerate(batch.episodes[index].turns)
-        if credit.turn_mask[index, number]
-    ]
-    if not samples:
+    number_of: dict[int, int] = {}
+    completions: list[Completion] = []
+    place_S, index_S, turn_S, completion_S = list[int](), list[int](), list[int](), list[int]()
+    for drawn, episode in enumerate(selection.index.tolist()):
+        credited = credit.turn_mask[episode].tolist()
+        for position, turn in enumerate(batch.episodes[episode].turns):
+            if not credited[position]:
+                continue
+            # Episodes that gave the same answer to the same prompt often hold one and the same object.
+            distinct = number_of.setdefault(id(turn.completion), len(completions))
+            if distinct == len(completions):
+                completions.append(turn.completion)
+            place_S.append(drawn)
+            index_S.append(episode)
+            turn_S.append(position)
+            completion_S.append(distinct)
+    if not completions:
         raise ValueError("sampler: the drawn episodes have no turn to train on")
-    prompt_length = np.array([len(turn.completion.prompt_ids) for *_, turn in samples])
-    length = prompt_length + np.array([len(turn.completion.token_ids) for *_, turn in samples])
-    shape = (len(samples), int(length.max()))
-    input_ids = np.zeros(shape, dtype=np.int64)
-    old_logprobs = np.zeros(shape, dtype=np.float32)
-    for row, (*_, turn) in enumerate(samples):
-        start, end = prompt_length[row], length[row]
-        input_ids[row, :start] = turn.completion.prompt_ids
-        input_ids[row, start:end] = turn.completion.token_ids
-        old_logprobs[row, start:end] = turn.completion.logprobs
+    place, index, number, of_sample = (np.array(column) for column in (place_S, index_S, turn_S, completion_S))
+    prompt_length = np.array([len(completion.prompt_ids) for completion in completions])
+    length = prompt_length + np.array([len(completion.token_ids) for completion in completions])
+    shape = (len(completions), int(length.max()))
     columns = np.arange(shape[1])
-    place, index, number = (np.array(column) for column in zip(*(sample[:3] for sample in samples), strict=True))
+    read_DL = columns < length[:, None]
+    written_DL = read_DL & (columns >= prompt_length[:, None])
+    input_ids, old_logprobs = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+    input_ids[read_DL] = np.concatenate([part for c in completions for part in (c.prompt_ids, c.token_ids)])
+    old_logprobs[written_DL] = np.concatenate([completion.logprobs for completion in completions])
     return TrainBatch(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(columns < length[:, None]),
-        completion_mask=torch.from_numpy((columns >= prompt_length[:, None]) & (columns < length[:, None])),
-        old_logprobs=torch.from_numpy(old_logprobs),
+        input_ids=torch.from_numpy(input_ids[of_sample]),
+        attention_mask=torch.from_numpy(read_DL[of_sample]),
+        completion_mask=torch.from_numpy(written_DL[of_sample]),
+        old_logprobs=torch.from_numpy(old_logprobs[of_sample]),
         ref_logprobs=None,
         advantage=torch.from_numpy(credit.turn_adv[index, number].astype(np.float32)),
         weight=torch.from_numpy(selection.weight[place].astype(np.float32)),
@@ -48,7 +56,7 @@ def collate(batch: RolloutBatch, credit: Credit, selection: Selection) -> TrainB
         episode=torch.from_numpy(place),
         turn=torch.from_numpy(number),
         num_episodes=len(selection.index),
-        num_tokens=int((length - prompt_length).sum()),
+        num_tokens=int((length - prompt_length)[of_sample].sum()),
     )
 
 
