@@ -138,15 +138,16 @@ def untouched(policy: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def resized(lab: Lab, groups: int) -> Iterator[None]:
-    """The lab with fewer groups for a while, all of whose episodes are drawn: for warming up."""
+def resized(lab: Lab, *, groups: int, group_size: int) -> Iterator[None]:
+    """The lab with fewer episodes for a while, all of them drawn: for warming up."""
     data: Any = lab.data
-    kept = data.num_groups, data.sampler
-    data.num_groups, data.sampler = groups, replace(data.sampler, num_episodes=groups * data.group_size)
+    kept = data.num_groups, data.group_size, data.sampler
+    data.num_groups, data.group_size = groups, group_size
+    data.sampler = replace(data.sampler, num_episodes=groups * group_size)
     try:
         yield
     finally:
-        data.num_groups, data.sampler = kept
+        data.num_groups, data.group_size, data.sampler = kept
 
 
 class _Batches(L.Callback):

@@ -78,7 +78,7 @@ def run_cell(
     started = time.perf_counter()
     labs = {variant: make_lab(cell, variant, seed) for variant in cell.variants}
     for variant, lab in labs.items():
-        with resized(lab, 1):
+        with resized(lab, groups=1, group_size=2):
             measure(lab, variant=variant, repetition=-1, seed=WARM_UP_SEED, accelerator=accelerator)
     found: list[Measurement] = []
     for repetition in range(repetitions):
