@@ -1,0 +1,235 @@
+"""The hot operations of a decoder, each as one autograd node that keeps little and copies little.
+
+Composed from torch's own operations, so they run on any device. What they save over the modules of a model library is
+the passes over memory in between: on a CPU these cost more than the matrix products of a small model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+class Linear(NamedTuple):
+    """One projection of a decoder: frozen or trained weight, and its LoRA adapter where it has one."""
+
+    weight: Float[Tensor, "O I"]
+    bias: Float[Tensor, " O"] | None
+    lora_a: Float[Tensor, "r I"] | None
+    lora_b: Float[Tensor, "O r"] | None
+    scale: float
+    """alpha / r of the adapter."""
+
+
+def project(x: Float[Tensor, "T I"], linears: Sequence[Linear]) -> list[Float[Tensor, "T O"]]:
+    """Several projections of one input: x Wᵀ + b + scale · (x Aᵀ) Bᵀ each.
+
+    The adapters' first factors are applied to x as one product, because a product with r = 16 columns costs the reading
+    of x and little else.
+    """
+    trained = any(linear.weight.requires_grad for linear in linears)
+    if trained or any(linear.lora_a is None for linear in linears):
+        return [_plain(x, linear) for linear in linears]
+    factors = [factor for linear in linears for factor in (linear.lora_a, linear.lora_b)]
+    outputs: tuple[Tensor, ...] = _LoraProjections.apply(x, tuple(linears), *factors)  # type: ignore[no-untyped-call]
+    return list(outputs)
+
+
+def _plain(x: Float[Tensor, "T I"], linear: Linear) -> Float[Tensor, "T O"]:
+    y = torch.nn.functional.linear(x, linear.weight, linear.bias)
+    if linear.lora_a is None or linear.lora_b is None:
+        return y
+    return y + (x @ linear.lora_a.to(x.dtype).t()) @ (linear.lora_b * linear.scale).to(x.dtype).t()
+
+
+class _LoraProjections(torch.autograd.Function):
+    """`project` for frozen weights with adapters."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linears: tuple[Linear, ...], *factors: Tensor) -> tuple[Tensor, ...]:
+        a = torch.cat([factor.to(x.dtype) for factor in factors[0::2]])
+        b = [(factor * linear.scale).to(x.dtype) for factor, linear in zip(factors[1::2], linears, strict=True)]
+        xa = x @ a.t()
+        parts = torch.split(xa, [len(factor) for factor in factors[0::2]], dim=1)
+        outputs = []
+        for linear, part, second in zip(linears, parts, b, strict=True):
+            y = x @ linear.weight.t() if linear.bias is None else torch.addmm(linear.bias, x, linear.weight.t())
+            outputs.append(y.addmm_(part, second.t()))
+        ctx.save_for_backward(x, xa, a, *b, *(linear.weight for linear in linears))
+        ctx.scales = [linear.scale for linear in linears]
+        ctx.ranks = [len(factor) for factor in factors[0::2]]
+        ctx.types = [factor.dtype for factor in factors]
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, xa, a, *rest = ctx.saved_tensors
+        count = len(ctx.scales)
+        b, weights = rest[:count], rest[count:]
+        parts = torch.split(xa, ctx.ranks, dim=1)
+        through = torch.cat([grad @ second for grad, second in zip(grads, b, strict=True)], dim=1)
+        dx: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            dx = grads[0] @ weights[0]
+            for grad, weight in zip(grads[1:], weights[1:], strict=True):
+                dx.addmm_(grad, weight)
+            dx.addmm_(through, a)
+        da = torch.split(through.t() @ x, ctx.ranks)
+        factors: list[Tensor | None] = []
+        for index, (grad, part, scale) in enumerate(zip(grads, parts, ctx.scales, strict=True)):
+            db = (grad.t() @ part).to(ctx.types[2 * index + 1]).mul_(scale)
+            factors += [da[index].to(ctx.types[2 * index]), db]
+        return (dx, None, *factors)
+
+
+def rms_norm(x: Float[Tensor, "T H"], weight: Float[Tensor, " H"], eps: float) -> Float[Tensor, "T H"]:
+    """x / sqrt(mean x² + eps) · weight, normalised in float32."""
+    if weight.requires_grad:
+        wide = x.to(_wide(x.dtype))
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return weight * normed.to(x.dtype)
+    out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """At least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """`rms_norm` for a frozen weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        size = x.shape[-1]
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x.dtype))
+        scale = norm.square_().div_(size).add_(eps).rsqrt_()
+        normed = (x * scale if x.dtype == scale.dtype else x.float().mul_(scale)).to(x.dtype)
+        ctx.save_for_backward(normed, scale, weight)
+        return normed * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        normed, scale, weight = ctx.saved_tensors
+        g = grad * weight
+        along = (g * normed).sum(-1, keepdim=True, dtype=scale.dtype).div_(normed.shape[-1])
+        return g.addcmul_(normed, along.to(g.dtype), value=-1.0).mul_(scale.to(g.dtype)), None, None
+
+
+def swiglu(gate: Float[Tensor, "T I"], up: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
+    """silu(gate) · up."""
+    out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
+        opened = torch.nn.functional.silu(gate)
+        ctx.save_for_backward(gate, up, opened)
+        return opened * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up, opened = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), grad * opened
+
+
+def rotate(
+    x: Float[Tensor, "T N D"], cos: Float[Tensor, "T 1 D/2"], sin: Float[Tensor, "T 1 D/2"]
+) -> Float[Tensor, "T N D"]:
+    """Rotary position embedding over the two halves of the last axis. Source: arXiv 2104.09864."""
+    out: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation, whose gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, -1.0), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=sign)
+    return out
+
+
+def attend(
+    query: Float[Tensor, "R N W D"],
+    key: Float[Tensor, "R G M D"],
+    value: Float[Tensor, "R G M D"],
+    bias: Float[Tensor, "R|1 W M"],
+    scale: float,
+) -> Float[Tensor, "R N W D"]:
+    """softmax(scale · q kᵀ + bias) v with N/G query heads a key head; no copy of keys for each query head.
+
+    Probabilities are computed again in the backward pass, so memory grows with W + M and not with W · M.
+    """
+    out: Tensor = _Attend.apply(query, key, value, bias, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+        rows, heads, width, size = query.shape
+        groups = key.shape[1]
+        ctx.axes = (rows, groups, heads // groups, width)
+        q = query.reshape(rows * groups, -1, size)
+        k, v = (part.reshape(rows * groups, -1, size) for part in (key, value))
+        ctx.save_for_backward(q, k, v, bias)
+        ctx.scale = scale
+        return torch.bmm(_probabilities(q, k, bias, scale, ctx.axes), v).reshape(query.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias = ctx.saved_tensors
+        rows, groups, _, _ = ctx.axes
+        size = q.shape[-1]
+        probs = _probabilities(q, k, bias, ctx.scale, ctx.axes)
+        g = grad.reshape(q.shape)
+        dv = torch.bmm(probs.transpose(1, 2), g)
+        dprobs = torch.bmm(g, v.transpose(1, 2))
+        dscores = torch.ops.aten._softmax_backward_data(dprobs, probs, -1, probs.dtype)
+        dq, dk = torch.bmm(dscores, k).mul_(ctx.scale), torch.bmm(dscores.transpose(1, 2), q).mul_(ctx.scale)
+        return (
+            dq.reshape(grad.shape),
+            dk.reshape(rows, groups, -1, size),
+            dv.reshape(rows, groups, -1, size),
+            None,
+            None,
+        )
+
+
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor, scale: float, axes: tuple[int, int, int, int]) -> Tensor:
+    """[R·G, (N/G)·W, M]. One bias for all rows is added by the product itself."""
+    rows, groups, repeats, width = axes
+    if len(bias) == 1:
+        scores = torch.baddbmm(bias.repeat(1, repeats, 1), q, k.transpose(1, 2), alpha=scale)
+    else:
+        scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+        scores.view(rows, groups * repeats, width, -1).add_(bias[:, None])
+    return torch.softmax(scores, dim=-1)
