@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ from msgrpo_lab.lap.rows import Rows, Sharing
 from msgrpo_lab.lap.sources import quiet_transformers
 from msgrpo_lab.lap.tree import Branches
 from msgrpo_lab.types import Sampling, TrainBatch
+
+log = logging.getLogger(__name__)
 
 MIN_SHARED_PREFIX = planning.MIN_SHARED_PREFIX
 """Shorter common prefixes are not worth a call of their own."""
@@ -65,6 +68,7 @@ class LanguagePolicy(nn.Module):
         self.has_adapter = hasattr(model, "peft_config")
         self._reference: list[nn.Module] = []  # in a list, so that it is no submodule and in no checkpoint
         self._recomputing = [part for part in model.modules() if getattr(part, "gradient_checkpointing", False)]
+        self._told = False
         self.train(False)
         config = self._causal_lm.config
         for field in UNSUPPORTED:
@@ -197,6 +201,10 @@ class LanguagePolicy(nn.Module):
         model can branch. A tree is then read as distinct whole rows.
         """
         recomputes = bool(self._recomputing) and torch.is_grad_enabled()
+        if sharing == "tree" and not self.branches and not self._told:
+            self._told = True
+            kind = self._causal_lm.config.model_type
+            log.warning("model: %s cannot branch behind a cache; updates read each distinct row as a whole", kind)
         if sharing == "tree" and (recomputes or not self.branches):
             sharing = "rows"
         return planning.plan_forward(batch, trie, token_budget, sharing)

@@ -216,11 +216,13 @@ def test_bfloat16_agrees_to_its_own_precision() -> None:
     assert float((gradient - exact_gradient).norm()) < 0.05 * float(exact_gradient.norm())
 
 
-def test_a_model_with_a_sliding_window_reads_whole_rows() -> None:
+def test_a_model_with_a_sliding_window_reads_whole_rows(caplog: pytest.LogCaptureFixture) -> None:
     """Its cache forgets positions and its mask is not ours to make."""
     policy = qwen2(use_sliding_window=True, sliding_window=6, max_window_layers=1)
     assert not policy.branches
     plans = policy.plan(many_answers(), None, 10**9)
     assert all(plan.branches == () and plan.shared == 0 for plan in plans)
     assert_same_step(policy, many_answers(), Sampling(), MSGRPOLoss(), 400)
+    told = [record.getMessage() for record in caplog.records if record.name == "msgrpo_lab.lap.policy"]
+    assert told == ["model: qwen2 cannot branch behind a cache; updates read each distinct row as a whole"]
     assert qwen2().branches

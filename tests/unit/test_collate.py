@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from lab_made import rollout, turn
 
-from msgrpo_lab.collate import collate, split_episodes
+from msgrpo_lab.collate import collate, narrowed, split_episodes
 from msgrpo_lab.types import Credit, RolloutBatch, Selection, TrainBatch
 
 
@@ -132,3 +134,28 @@ def test_an_episode_whose_turns_are_all_masked_counts_in_the_normaliser(batch: R
     made = collate(batch, credit, drawn(0, 1))
     assert made.num_episodes == 2
     assert made.episode.tolist() == [1, 1]
+
+
+def test_turns_that_hold_one_and_the_same_completion_are_rows_of_their_own() -> None:
+    one, other = turn(prompt=(1, 2), tokens=(5,)), turn(prompt=(3,), tokens=(6, 7), logprobs=(-1.0, -2.0))
+    credit = Credit(
+        turn_adv=np.arange(6.0).reshape(2, 3), turn_mask=np.ones((2, 3), dtype=bool), episode_adv=np.ones(2)
+    )
+    selection = Selection(index=np.arange(2), prob=np.full(2, 0.5), weight=np.ones(2), inclusion=np.ones(2))
+    made = collate(rollout((0, False, [one, other, one]), (0, False, [other, one, one])), credit, selection)
+    assert made.input_ids.tolist() == [[1, 2, 5], [3, 6, 7], [1, 2, 5], [3, 6, 7], [1, 2, 5], [1, 2, 5]]
+    assert made.advantage.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert made.old_logprobs[3].tolist() == [0.0, -1.0, -2.0]
+    assert made.num_tokens == 8
+
+
+def test_narrowing_cuts_columns_of_per_token_fields_and_nothing_else() -> None:
+    whole = many()
+    whole = replace(whole, ref_logprobs=whole.old_logprobs - 1)
+    part = narrowed(whole, slice(3, 5))
+    for field in ("input_ids", "attention_mask", "completion_mask", "old_logprobs", "ref_logprobs"):
+        assert torch.equal(getattr(part, field), getattr(whole, field)[:, 3:5]), field
+    for field in ("advantage", "weight", "num_turns", "episode", "turn"):
+        assert torch.equal(getattr(part, field), getattr(whole, field)), field
+    assert (part.num_episodes, part.num_tokens) == (whole.num_episodes, whole.num_tokens)
+    assert narrowed(many(), slice(0, 1)).ref_logprobs is None

@@ -1,0 +1,73 @@
+"""What an update says of its own work: tokens, operations, memory; and that a run which shares nothing is the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lab_made import SMALL_RUN, composed, fit, small_lab, small_policy, train_batch
+
+from msgrpo_lab.lap.decoding import ChoiceTrie
+from msgrpo_lab.lap.rows import plan_forward
+from msgrpo_lab.lap.work import UpdateWork, peak_memory_mb, update_work
+
+FREE = ("rollout.sampling.constrain=false", "rollout.sampling.max_new_tokens=3")
+BATCH = train_batch([([20, 21, 22], [11]), ([20, 21, 22], [12, 13])])
+"""Reads three prompt tokens and 12: four tokens, two nodes, 1 + 2 + 3 + 4 keys."""
+LAYER = 4 * 32 * 32 + 3 * 32 * 64
+"""Matrix entries of a small layer: four attention projections and three of the gated network."""
+ADAPTER = 4 * (4 * (32 + 32) + 3 * (32 + 64))
+"""The same of a rank-4 adapter on all of them."""
+ATTENTION = 3 * 4 * 2 * 32 * 10
+"""Three passes of four operations, two layers, 32 wide, 10 keys."""
+
+
+def test_operations_of_full_training_by_hand() -> None:
+    policy = small_policy()
+    vocabulary = len(policy.output_weight(None))
+    (plan,) = plan_forward(BATCH, None, 8192)
+    work = update_work(policy, plan, None)
+    assert (work.tokens, work.padded_tokens) == (4, 4)
+    assert work.flops == 6 * 2 * LAYER * 4 + 6 * 32 * vocabulary * 2 + ATTENTION
+
+
+def test_a_frozen_base_needs_no_gradient_of_its_weights() -> None:
+    trie = ChoiceTrie(((11,), (12, 13)))
+    (plan,) = plan_forward(BATCH, trie, 8192)
+    work = update_work(small_policy(lora_rank=4), plan, trie)
+    assert work.flops == (4 * 2 * LAYER + 6 * 2 * ADAPTER) * 4 + 4 * 32 * 3 * 2 + ATTENTION
+
+
+def test_work_adds_up() -> None:
+    assert UpdateWork(1, 2, 3.0) + UpdateWork(10, 20, 30.0) == (11, 22, 33.0)
+
+
+def test_peak_memory_is_that_of_this_process() -> None:
+    before = peak_memory_mb(torch.device("cpu"))
+    held = torch.ones(64 * 2**20 // 4 + int(before * 2**20 / 4))  # more than all that was ever held
+    assert peak_memory_mb(torch.device("cpu")) > before + 32
+    assert before > 50
+    assert float(held[0]) == 1.0
+
+
+@pytest.mark.parametrize("settings", [(), FREE, (*FREE, "loss.beta=0.1", "model.lora_rank=4")], ids=str)
+def test_a_run_that_shares_nothing_is_the_same_run(settings: tuple[str, ...]) -> None:
+    memories = [fit(small_lab(*settings, f"update.sharing={kind}"), epochs=2) for kind in ("tree", "none")]
+    for one, other in zip(*(memory.training() for memory in memories), strict=True):
+        for name in ("train/loss", "train/grad_norm", "train/kl", "train/ratio_mean", "train/token_entropy"):
+            assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
+    (tree, none) = ({name: memory.series(f"perf/{name}") for name in MEASURED} for memory in memories)
+    assert none["distinct_token_ratio"][0] <= 1.0
+    assert tree["distinct_token_ratio"][0] < 0.7 * none["distinct_token_ratio"][0]
+    assert tree["train_flops"][0] < 0.7 * none["train_flops"][0]
+    for of_run in (tree, none):
+        assert all(p >= c > 0 for p, c in zip(of_run["padded_tokens"], of_run["computed_tokens"], strict=True))
+        assert min(of_run["peak_memory_mb"]) > 50
+
+
+MEASURED = ("computed_tokens", "padded_tokens", "distinct_token_ratio", "train_flops", "peak_memory_mb")
+
+
+def test_the_setting_arrives_where_it_acts() -> None:
+    assert composed(*SMALL_RUN)["update"].sharing == "tree"
+    lab = small_lab("update.sharing=none")
+    assert (lab.module.sharing, lab.data.sharing) == ("none", "none")
