@@ -11,6 +11,7 @@ import copy
 import functools
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from msgrpo_lab.lap import rows as planning
+from msgrpo_lab.lap.decoder import Block, BlockDecoder, Read
 from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, entropy, sampled_logprobs
 from msgrpo_lab.lap.plan import ForwardPlan
 from msgrpo_lab.lap.rows import Rows, Sharing
@@ -68,6 +70,10 @@ class LanguagePolicy(nn.Module):
         self.has_adapter = hasattr(model, "peft_config")
         self._reference: list[nn.Module] = []  # in a list, so that it is no submodule and in no checkpoint
         self._recomputing = [part for part in model.modules() if getattr(part, "gradient_checkpointing", False)]
+        self.blocks: BlockDecoder | None = None
+        """Computes the decoder where it knows the model; elsewhere the model library's modules do."""
+        if BlockDecoder.supports(self._causal_lm, compute_dtype):
+            self.blocks = BlockDecoder(self._causal_lm, recompute=bool(self._recomputing))
         self._told = False
         self.train(False)
         config = self._causal_lm.config
@@ -154,8 +160,8 @@ class LanguagePolicy(nn.Module):
     def prefix_cache(self, prefix_ids: Int[torch.Tensor, " F"]) -> DynamicCache:
         """Keys and values of a prefix, for one row; differentiable where gradients are on."""
         cache = self.empty_cache()
-        with self.autocast():
-            self._causal_lm.get_decoder()(input_ids=prefix_ids[None], past_key_values=cache, use_cache=True)
+        positions = torch.arange(len(prefix_ids), device=prefix_ids.device)[None]
+        self.decode_step(prefix_ids[None], cache, torch.ones_like(positions, dtype=torch.bool), positions)
         return cache
 
     def empty_cache(self) -> DynamicCache:
@@ -166,15 +172,27 @@ class LanguagePolicy(nn.Module):
         self,
         token_ids: Int[torch.Tensor, "D N"],
         cache: DynamicCache,
-        mask: Bool[torch.Tensor, "D M"],
+        mask: Bool[torch.Tensor, "D M"] | Bool[torch.Tensor, "D 1 N M"],
         positions: Int[torch.Tensor, "D N"],
     ) -> Float[torch.Tensor, "D N H"]:
-        """Hidden states of N further tokens of each row; `mask` marks the real ones among the M tokens so far."""
+        """Hidden states of N further tokens of each row, padded on the right; the cache grows by them.
+
+        Args:
+            token_ids: the tokens.
+            cache: keys and values of the M − N tokens before.
+            mask: the real ones among the M tokens so far, or which of them each of the N tokens may look at.
+            positions: of the N tokens.
+        """
+        if self.blocks is not None:
+            return self.blocks.extend(token_ids, cache, mask, positions)
+        if mask.ndim == 4 and self._causal_lm.config._attn_implementation == "eager":
+            lowest = torch.finfo(self.compute_dtype).min
+            mask = torch.zeros(mask.shape, dtype=self.compute_dtype, device=mask.device).masked_fill(~mask, lowest)
         with self.autocast():
             output = self._causal_lm.get_decoder()(
                 input_ids=token_ids,
                 past_key_values=cache,
-                attention_mask=mask.long(),
+                attention_mask=mask.long() if mask.ndim == 2 else mask,
                 position_ids=positions,
                 use_cache=True,
             )
@@ -207,7 +225,8 @@ class LanguagePolicy(nn.Module):
             log.warning("model: %s cannot branch behind a cache; updates read each distinct row as a whole", kind)
         if sharing == "tree" and (recomputes or not self.branches):
             sharing = "rows"
-        return planning.plan_forward(batch, trie, token_budget, sharing)
+        plans = planning.plan_forward(batch, trie, token_budget, sharing)
+        return [replace(plan, plain=True) for plan in plans] if sharing == "none" else plans
 
     def read_rows(
         self, rows: Rows, shared: int, *, keep: bool
@@ -249,20 +268,12 @@ class LanguagePolicy(nn.Module):
         seen_BWW = group.ancestors()
         rows, width = group.token_ids.shape
         seen = np.concatenate([np.broadcast_to(prompt_B1P, (rows, width, padded)), seen_BWW], axis=-1)
-        mask = torch.from_numpy(seen[:, None]).to(self.device)
-        if self._causal_lm.config._attn_implementation == "eager":
-            mask = torch.zeros(mask.shape, device=self.device).masked_fill(~mask, torch.finfo(torch.float32).min)
-        own = self._selected(cache, torch.from_numpy(group.prompt).to(self.device))
-        with self.autocast():
-            output = self._causal_lm.get_decoder()(
-                input_ids=torch.from_numpy(group.token_ids).to(self.device),
-                attention_mask=mask,
-                position_ids=torch.from_numpy(length_B[:, None] + group.depth).to(self.device),
-                past_key_values=own,
-                use_cache=True,
-            )
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
+        return self.decode_step(
+            torch.from_numpy(group.token_ids).to(self.device),
+            self._selected(cache, torch.from_numpy(group.prompt).to(self.device)),
+            torch.from_numpy(seen[:, None]).to(self.device),
+            torch.from_numpy(length_B[:, None] + group.depth).to(self.device),
+        )
 
     @staticmethod
     def _selected(cache: DynamicCache, rows: Int[torch.Tensor, " B"]) -> DynamicCache:
@@ -274,6 +285,8 @@ class LanguagePolicy(nn.Module):
 
     def plan_hidden(self, plan: ForwardPlan) -> Float[torch.Tensor, "N H"]:
         """Hidden states at the nodes of a plan."""
+        if self.blocks is not None and not plan.plain:
+            return self._block_hidden(self.blocks, plan)
         hidden, cache = self.read_rows(plan.rows, plan.shared, keep=bool(plan.branches))
         row, col = (torch.from_numpy(index).to(hidden.device) for index in (plan.node_row, plan.node_col))
         found = [hidden[row, col - plan.shared]]
@@ -281,6 +294,35 @@ class LanguagePolicy(nn.Module):
             assert cache is not None
             real = torch.from_numpy(np.flatnonzero(group.real)).to(hidden.device)
             found.append(self.read_branches(group, cache, plan.rows.lengths).flatten(0, 1)[real])
+        return torch.cat(found)
+
+    def _block_hidden(self, decoder: BlockDecoder, plan: ForwardPlan) -> Float[torch.Tensor, "N H"]:
+        """All levels of a plan in one pass."""
+        rows, shared, device = plan.rows, plan.shared, self.device
+        ids = torch.from_numpy(rows.input_ids).to(device)
+        positions = torch.arange(ids.shape[1], device=device)[None]
+        prefix: tuple[Read, ...] = ()
+        blocks: list[Block] = []
+        if shared:
+            blocks.append(Block(token_ids=ids[:1, :shared], positions=positions[:, :shared]))
+            prefix = (Read(source=0),)
+        prompts = len(blocks)
+        places = positions[:, shared:].expand(len(ids), -1)
+        blocks.append(Block(token_ids=ids[:, shared:], positions=places, reads=prefix))
+        lengths = torch.from_numpy(rows.lengths).to(device)
+        real = torch.arange(ids.shape[1] - shared, device=device) < (lengths - shared)[:, None]
+        for group in plan.branches:
+            prompt = torch.from_numpy(group.prompt).to(device)
+            behind = lengths[prompt, None] + torch.from_numpy(group.depth).to(device)
+            reads = (*prefix, Read(source=prompts, rows=prompt, mask=real[prompt]))
+            own = torch.from_numpy(group.ancestors()).to(device)
+            token_ids = torch.from_numpy(group.token_ids).to(device)
+            blocks.append(Block(token_ids=token_ids, positions=behind, own_mask=own, reads=reads))
+        hidden, _ = decoder(blocks)
+        row, col = (torch.from_numpy(index).to(device) for index in (plan.node_row, plan.node_col))
+        found = [hidden[prompts][row, col - shared]]
+        for group, states in zip(plan.branches, hidden[prompts + 1 :], strict=True):
+            found.append(states.flatten(0, 1)[torch.from_numpy(np.flatnonzero(group.real)).to(device)])
         return torch.cat(found)
 
     def output_weight(self, columns: Int[torch.Tensor, " A"] | None) -> Float[torch.Tensor, "A H"]:

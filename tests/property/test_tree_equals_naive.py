@@ -90,14 +90,16 @@ def made_batch(draw: st.DrawFn, constrained: bool) -> TrainBatch:
     batch = train_batch(samples)
     numbers = torch.Generator().manual_seed(draw(st.integers(0, 99)))
 
+    # Around what an untrained model of 402 words says, as old log-probabilities are: ratios of e⁴ would only magnify
+    # the rounding of float32.
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=numbers)
 
     shape = batch.input_ids.shape
     return replace(
         batch,
-        old_logprobs=(drawn(*shape) - 2.0).masked_fill(~batch.completion_mask, 0.0),
-        ref_logprobs=(drawn(*shape) - 2.0).masked_fill(~batch.completion_mask, 0.0),
+        old_logprobs=(drawn(*shape) - 6.0).masked_fill(~batch.completion_mask, 0.0),
+        ref_logprobs=(drawn(*shape) - 6.0).masked_fill(~batch.completion_mask, 0.0),
         advantage=drawn(shape[0]),
         weight=drawn(shape[0]).exp(),
         num_turns=torch.randint(1, 4, (shape[0],), generator=numbers),
@@ -138,7 +140,8 @@ def assert_same_step(
     expected, expected_gradient = step_of(policy, batch, rule, loss, 10**9, "none")
     for sharing in get_args(Sharing):
         found, gradient = step_of(policy, batch, rule, loss, budget, sharing)
-        assert found == pytest.approx(expected, rel=1e-6, abs=2e-6), sharing
+        # Single terms reach some 50 and cancel, so their rounding is not that of the sum.
+        assert found == pytest.approx(expected, rel=1e-6, abs=2e-5), sharing
         assert float((gradient - expected_gradient).norm()) <= rel * float(expected_gradient.norm()) + 1e-7, sharing
 
 
