@@ -323,3 +323,12 @@ def test_samples_of_a_row_go_where_the_row_goes() -> None:
     plans = plan_forward(batch, None, 4)
     assert [plan.samples.tolist() for plan in plans] == [[1, 3], [0, 2]]
     assert all(np.isin(plan.pair_of, range(len(plan.pair_node) + 1)).all() for plan in plans)
+
+
+@pytest.mark.parametrize("budget", [70, 140, 200, 300])
+def test_a_prompt_with_too_many_completions_is_split_within_the_budget(budget: int) -> None:
+    digits = [[7 + n % 3, 7 + n // 3 % 3, 7 + n // 9 % 3, 7 + n // 27, 9, 30] for n in range(81)]
+    plans = plan_forward(train_batch([([1, 2, 3], answer) for answer in digits]), None, budget)
+    assert len(plans) > 1 or budget == 300
+    assert all(plan.num_padded_tokens <= budget for plan in plans)
+    assert sorted(sample for plan in plans for sample in plan.samples.tolist()) == list(range(81))
