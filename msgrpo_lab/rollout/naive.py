@@ -90,7 +90,7 @@ class NaiveEngine:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0).to(device)
         ids, mask = ids.to(device), mask.to(device)
         cache = policy.empty_cache()
-        hidden = read_tokens(policy, ids, cache, mask, positions)[:, -1]
+        hidden = read_tokens(policy, ids, cache, mask, positions, plain=True)[:, -1]
         self.computed_tokens += sum(map(len, prompts))
         answers = [_Answer() for _ in prompts]
         states = np.zeros(len(prompts), dtype=np.int64)
@@ -111,7 +111,8 @@ class NaiveEngine:
             self.computed_tokens += sum(answer.live for answer in answers)
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
             positions = (mask.sum(dim=1) - 1)[:, None]
-            hidden = read_tokens(policy, torch.from_numpy(drawn).to(device)[:, None], cache, mask, positions)[:, -1]
+            token = torch.from_numpy(drawn).to(device)[:, None]
+            hidden = read_tokens(policy, token, cache, mask, positions, plain=True)[:, -1]
         return [
             Completion(
                 prompt_ids=prompt,

@@ -40,12 +40,15 @@ def read_tokens(
     cache: DynamicCache,
     mask: Bool[torch.Tensor, "B M"] | Bool[torch.Tensor, "B 1 N M"],
     positions: Int[torch.Tensor, "B N"],
+    plain: bool = False,
 ) -> Float[torch.Tensor, "B N width"]:
     """Last hidden states of N further tokens a row; `cache` grows by them.
 
     `mask` marks the real ones among the M tokens so far (causal attention), or says for each of the N tokens which it
-    may look at.
+    may look at. Padding is on the right, unless it is read `plain`, by the model library's own modules.
     """
+    if policy.blocks is not None and not plain:
+        return policy.blocks.extend(token_ids, cache, mask, positions)
     model: Any = policy.model
     causal_lm = model.get_base_model() if policy.has_adapter else model
     if mask.ndim == 4:
