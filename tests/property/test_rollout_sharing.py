@@ -29,7 +29,7 @@ from msgrpo_lab.tsmg.snake import Snake
 from msgrpo_lab.types import Completion, RolloutBatch, Sampling, Turn
 
 TEMPLATE = PromptTemplate(user="{observation}", system="{rules} {actions}", parser=FirstWordParser())
-WORDS = ((11,), (12, 13), (12, 14), (15, 12, 11))
+WORDS = ((15, 12, 11, 16), (11,), (12, 13), (12, 14))
 RULES = {
     "free": Sampling(max_new_tokens=4),
     "free-top-k": Sampling(max_new_tokens=4, temperature=1.5, top_k=5),

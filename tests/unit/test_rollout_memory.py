@@ -177,7 +177,7 @@ def test_greedy_decoding_draws_nothing() -> None:
 
 def test_every_episodes_generator_is_its_own() -> None:
     def drawn(seed: int, stream: Any, epoch: int, count: int) -> list[list[float]]:
-        return [rng.random(3).tolist() for rng in episode_generators(seed, stream, epoch, count)]
+        return [rng.random(20).tolist() for rng in episode_generators(seed, stream, epoch, count)]
 
     places = [(seed, stream, epoch) for seed in (0, 1) for stream in ("engine", "evaluation") for epoch in (0, 1)]
     numbers = [number for place in places for row in drawn(*place, 50) for number in row]
