@@ -41,6 +41,8 @@ def train(config: DictConfig) -> float:
     choices = HydraConfig.get().runtime.choices
     folder = Path(HydraConfig.get().runtime.output_dir)
     torch.use_deterministic_algorithms(True)
+    # It would also fill every new tensor with NaN before its first use, which nothing here relies on.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     tracking = component(config.logger)
     logger = tracking.start(config)
     status = "FAILED"
