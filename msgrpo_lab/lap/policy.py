@@ -215,16 +215,16 @@ class LanguagePolicy(nn.Module):
     ) -> list[ForwardPlan]:
         """Forward passes over a batch (`plan_forward`), as this model can run them now.
 
-        Where gradients are on and layers recompute their activations, no keys and values can be kept; and not every
-        model can branch. A tree is then read as distinct whole rows.
+        Without the block decoder, layers that recompute their activations keep no keys and values where gradients are
+        on; and not every model can branch. A tree is then read as distinct whole rows.
         """
-        recomputes = bool(self._recomputing) and torch.is_grad_enabled()
-        if sharing == "tree" and not self.branches and not self._told:
-            self._told = True
-            kind = self._causal_lm.config.model_type
-            log.warning("model: %s cannot branch behind a cache; updates read each distinct row as a whole", kind)
-        if sharing == "tree" and (recomputes or not self.branches):
-            sharing = "rows"
+        if sharing == "tree" and self.blocks is None:
+            if not self.branches and not self._told:
+                self._told = True
+                kind = self._causal_lm.config.model_type
+                log.warning("model: %s cannot branch behind a cache; updates read each distinct row as a whole", kind)
+            if not self.branches or (self._recomputing and torch.is_grad_enabled()):
+                sharing = "rows"
         plans = planning.plan_forward(batch, trie, token_budget, sharing)
         return [replace(plan, plain=True) for plan in plans] if sharing == "none" else plans
 

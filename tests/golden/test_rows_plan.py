@@ -286,7 +286,8 @@ def test_full_training_keeps_its_first_weights_as_reference() -> None:
     with policy.as_reference() as reference:
         kept = reference.token_stats(plan, None, Sampling()).logprobs
     after = policy.token_stats(plan, None, Sampling()).logprobs
-    assert torch.equal(kept, before)
+    # Not to the bit: trained norms and frozen ones round differently.
+    torch.testing.assert_close(kept, before, atol=1e-5, rtol=1e-6)
     assert not kept.requires_grad
     assert float((after - before).abs().max().detach()) > 1e-3
 

@@ -19,16 +19,21 @@ BEGINNING = list(range(20, 32))
 BATCH = train_batch([([*BEGINNING, 7], [8, 9]), ([*BEGINNING, 9], [8]), ([*BEGINNING, 7], [9])])
 
 
-def made(recompute: bool, rank: int | None = None) -> LanguagePolicy:
+def made(recompute: bool, rank: int | None = None, library: bool = False) -> LanguagePolicy:
+    """A small policy; with `library` as if the block decoder did not know its model."""
     source = RandomLlama(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
-    return build_policy(source=source, precision="float32", lora_rank=rank, gradient_checkpointing=recompute)
+    policy = build_policy(source=source, precision="float32", lora_rank=rank, gradient_checkpointing=recompute)
+    if library:
+        policy.blocks = None
+    return policy
 
 
+@pytest.mark.parametrize("library", [False, True])
 @pytest.mark.parametrize("rank", [None, 2])
-def test_log_probabilities_and_gradients_are_the_same(rank: int | None) -> None:
+def test_log_probabilities_and_gradients_are_the_same(rank: int | None, library: bool) -> None:
     found = []
     for recompute in (False, True):
-        policy = made(recompute, rank)
+        policy = made(recompute, rank, library)
         policy.train()
         (plan,) = policy.plan(BATCH, None, 8192)
         stats = policy.token_stats(plan, None, Sampling())
@@ -40,25 +45,46 @@ def test_log_probabilities_and_gradients_are_the_same(rank: int | None) -> None:
 
 @pytest.mark.parametrize(("recompute", "passes"), [(False, 0), (True, 2)])
 @pytest.mark.parametrize("training", [True, False])
-def test_layers_run_again_in_the_backward_pass(recompute: bool, passes: int, training: bool) -> None:
-    policy = made(recompute)
+@pytest.mark.parametrize("library", [False, True])
+def test_layers_run_again_in_the_backward_pass(
+    recompute: bool, passes: int, training: bool, library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = made(recompute, library=library)
     policy.train(training)
     runs: list[int] = []
-    for layer in policy.model.model.layers:
-        layer.self_attn.register_forward_pre_hook(lambda *_: runs.append(1))
+    if policy.blocks is None:
+        for layer in policy.model.model.layers:
+            layer.self_attn.register_forward_pre_hook(lambda *_: runs.append(1))
+    else:
+        run = policy.blocks._layer
+        monkeypatch.setattr(policy.blocks, "_layer", lambda *given: runs.append(1) or run(*given))
     (plan,) = policy.plan(BATCH, None, 8192)
     total = policy.token_stats(plan, None, Sampling()).logprobs.sum()
     forward = len(runs)
+    assert forward > 0
     total.backward()
     assert len(runs) - forward == passes
 
 
+@pytest.mark.parametrize("library", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_only_the_library_gives_the_tree_up_to_recompute(recompute: bool, library: bool) -> None:
+    """Its recomputing layers keep no cache to branch behind; the block decoder needs none within a pass."""
+    policy = made(recompute, library=library)
+    (plan,) = policy.plan(BATCH, None, 8192)
+    assert bool(plan.branches) == bool(plan.shared) == (not (library and recompute))
+    with torch.no_grad():
+        (plan,) = policy.plan(BATCH, None, 8192)
+    assert plan.branches, "without gradients there is nothing to recompute"
+
+
+@pytest.mark.parametrize("library", [False, True])
 @pytest.mark.parametrize("rule", [Sampling(max_new_tokens=4), Sampling(choices=((11,), (12, 13)))])
-def test_completions_are_the_same(rule: Sampling) -> None:
+def test_completions_are_the_same(rule: Sampling, library: bool) -> None:
     prompts = [ids(*BEGINNING, 7), ids(*BEGINNING, 9, 10)] * 4
     written = []
     for recompute in (False, True):
-        policy, engine = made(recompute), HFEngine()
+        policy, engine = made(recompute, library=library), HFEngine()
         policy.train()
         engine.sync(policy, 0)
         written.append(engine.generate(prompts, rule, episode_generators(0, "engine", 0, len(prompts))))
@@ -78,8 +104,8 @@ def test_a_run_is_the_same() -> None:
         assert other["train/logprob_gap"] < 1e-5
 
 
-def test_a_cache_is_refused_where_activations_are_recomputed() -> None:
-    policy = made(True)
+def test_a_cache_is_refused_where_the_library_recomputes_activations() -> None:
+    policy = made(True, library=True)
     (plan,) = plan_forward(BATCH, None, 8192)
     with pytest.raises(
         ValueError, match=r"^model\.gradient_checkpointing=true: recomputed layers keep no cache"
