@@ -47,23 +47,7 @@ def read_tokens(
     `mask` marks the real ones among the M tokens so far (causal attention), or says for each of the N tokens which it
     may look at. Padding is on the right, unless it is read `plain`, by the model library's own modules.
     """
-    if policy.blocks is not None and not plain:
-        return policy.blocks.extend(token_ids, cache, mask, positions)
-    model: Any = policy.model
-    causal_lm = model.get_base_model() if policy.has_adapter else model
-    if mask.ndim == 4:
-        attention = causal_lm.config._attn_implementation
-        if attention not in ("sdpa", "eager"):
-            raise ValueError(f"engine=hf: attention by {attention} cannot read a tree of texts; use engine=naive")
-        if attention == "eager":
-            lowest = torch.finfo(policy.compute_dtype).min
-            mask = torch.zeros(mask.shape, dtype=policy.compute_dtype, device=mask.device).masked_fill(~mask, lowest)
-    with policy.autocast():
-        output = causal_lm.get_decoder()(
-            input_ids=token_ids, past_key_values=cache, attention_mask=mask, position_ids=positions, use_cache=True
-        )
-    hidden: Float[torch.Tensor, "B N width"] = output.last_hidden_state
-    return hidden
+    return policy.decoder(plain).extend(token_ids, cache, mask, positions)
 
 
 def cache_of(keys_values: Float[torch.Tensor, "J 2 B H N D"] | None) -> DynamicCache:

@@ -58,11 +58,20 @@ def with_adapter() -> LanguagePolicy:
     return policy
 
 
+def by_library(policy: LanguagePolicy) -> LanguagePolicy:
+    """As if the block decoder did not know the model."""
+    policy.blocks = None
+    return policy
+
+
 POLICIES = {
-    "llama": small_policy,
-    "llama-lora": with_adapter,
-    "llama-eager": lambda: eager(small_policy()),
-    "qwen2": qwen2,
+    "llama-blocks": small_policy,
+    "llama-library": lambda: by_library(small_policy()),
+    "llama-lora-blocks": with_adapter,
+    "llama-lora-library": lambda: by_library(with_adapter()),
+    "llama-eager-library": lambda: by_library(eager(small_policy())),
+    "qwen2-blocks": qwen2,
+    "qwen2-library": lambda: by_library(qwen2()),
 }
 
 
@@ -222,10 +231,11 @@ def test_bfloat16_agrees_to_its_own_precision() -> None:
 def test_a_model_with_a_sliding_window_reads_whole_rows(caplog: pytest.LogCaptureFixture) -> None:
     """Its cache forgets positions and its mask is not ours to make."""
     policy = qwen2(use_sliding_window=True, sliding_window=6, max_window_layers=1)
-    assert not policy.branches
+    assert policy.blocks is None
+    assert not policy.library.branches
     plans = policy.plan(many_answers(), None, 10**9)
     assert all(plan.branches == () and plan.shared == 0 for plan in plans)
     assert_same_step(policy, many_answers(), Sampling(), MSGRPOLoss(), 400)
     told = [record.getMessage() for record in caplog.records if record.name == "msgrpo_lab.lap.policy"]
     assert told == ["model: qwen2 cannot branch behind a cache; updates read each distinct row as a whole"]
-    assert qwen2().branches
+    assert qwen2().library.branches
