@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float, Int
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from msgrpo_lab.lap.plan import ForwardPlan
-from msgrpo_lab.lap.rows import Rows
+from msgrpo_lab.lap.plan import ForwardPlan, Rows
 from msgrpo_lab.lap.tree import Branches
 
 MASKABLE = ("sdpa", "eager")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -12,8 +11,34 @@ from jaxtyping import Bool, Int
 from msgrpo_lab.lap.decoding import ChoiceTrie
 from msgrpo_lab.lap.tree import Branches
 
-if TYPE_CHECKING:
-    from msgrpo_lab.lap.rows import Rows
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Token rows, padded on the right with 0."""
+
+    input_ids: Int[np.ndarray, "U L"]
+    lengths: Int[np.ndarray, " U"]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.lengths.sum())
+
+    def shared_prefix(self) -> int:
+        """Length of the longest prefix that all rows have in common, leaving every row at least one token."""
+        shortest = int(self.lengths.min())
+        same = (self.input_ids[:, :shortest] == self.input_ids[0, :shortest]).all(axis=0)
+        common = shortest if same.all() else int(same.argmin())
+        return min(common, shortest - 1)
+
+
+def pad_rows(rows: Sequence[Int[np.ndarray, " P"]]) -> Rows:
+    """Rows of unequal length as one right-padded array."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    input_ids = np.zeros((len(rows), int(lengths.max(initial=0))), dtype=np.int64)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row)] = row
+    return Rows(input_ids=input_ids, lengths=lengths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

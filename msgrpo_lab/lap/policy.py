@@ -21,19 +21,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from msgrpo_lab.lap import rows as planning
 from msgrpo_lab.lap.decoder import BlockDecoder
 from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, entropy, sampled_logprobs
 from msgrpo_lab.lap.library import LibraryDecoder, autocast
 from msgrpo_lab.lap.plan import ForwardPlan
-from msgrpo_lab.lap.rows import Sharing
+from msgrpo_lab.lap.rows import Sharing, plan_forward
 from msgrpo_lab.lap.sources import quiet_transformers
 from msgrpo_lab.types import Sampling, TrainBatch
 
 log = logging.getLogger(__name__)
 
-MIN_SHARED_PREFIX = planning.MIN_SHARED_PREFIX
-"""Shorter common prefixes are not worth a call of their own."""
 NODES_PER_CHUNK = 1024
 """Nodes projected onto the whole vocabulary at a time; the projection is recomputed in the backward pass."""
 FLOAT32_PROJECTION = 1024
@@ -182,7 +179,7 @@ class LanguagePolicy(nn.Module):
                 log.warning("model: %s cannot branch behind a cache; updates read each distinct row as a whole", kind)
             if not self.library.branches or self.library.recomputes:
                 sharing = "rows"
-        plans = planning.plan_forward(batch, trie, token_budget, sharing)
+        plans = plan_forward(batch, trie, token_budget, sharing)
         return [replace(plan, plain=True) for plan in plans] if sharing == "none" else plans
 
     def decoder(self, plain: bool = False) -> Decoder:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int
 
 from msgrpo_lab.lap.decoding import ChoiceTrie
-from msgrpo_lab.lap.plan import ForwardPlan, distributed, padded_tokens
+from msgrpo_lab.lap.plan import ForwardPlan, distributed, pad_rows, padded_tokens
 from msgrpo_lab.lap.tree import Branch, Read, cut_tree, group_by_length, pad_branches
 from msgrpo_lab.types import TrainBatch
 
@@ -32,35 +32,6 @@ MIN_SHARED_PREFIX = 8
 Sharing = Literal["tree", "rows", "none"]
 """`tree`: the three levels; `rows`: each distinct prompt and read as a row of its own, read as a whole; `none`: each
 sample as a row of its own, nothing shared, which is the plain reference that the others are tested against."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """Token rows, padded on the right with 0."""
-
-    input_ids: Int[np.ndarray, "U L"]
-    lengths: Int[np.ndarray, " U"]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self.lengths.sum())
-
-    def shared_prefix(self) -> int:
-        """Length of the longest prefix that all rows have in common, leaving every row at least one token."""
-        shortest = int(self.lengths.min())
-        same = (self.input_ids[:, :shortest] == self.input_ids[0, :shortest]).all(axis=0)
-        common = shortest if same.all() else int(same.argmin())
-        return min(common, shortest - 1)
-
-
-def pad_rows(rows: Sequence[Int[np.ndarray, " P"]]) -> Rows:
-    """Rows of unequal length as one right-padded array."""
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    input_ids = np.zeros((len(rows), int(lengths.max(initial=0))), dtype=np.int64)
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row)] = row
-    return Rows(input_ids=input_ids, lengths=lengths)
 
 
 def plan_forward(

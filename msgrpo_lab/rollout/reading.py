@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from transformers import DynamicCache
 
-from msgrpo_lab.lap.policy import MIN_SHARED_PREFIX, LanguagePolicy
-from msgrpo_lab.lap.rows import pad_rows
+from msgrpo_lab.lap.plan import pad_rows
+from msgrpo_lab.lap.policy import LanguagePolicy
+from msgrpo_lab.lap.rows import MIN_SHARED_PREFIX
 
 KeysValues = Float[torch.Tensor, "J 2 H N D"]
 """Keys and values of N consecutive tokens in the J layers of one row: H heads of width D."""

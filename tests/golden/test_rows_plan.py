@@ -10,9 +10,9 @@ import torch
 from lab_made import gradients, ids, move, plain_stats, small_policy, train_batch
 
 from msgrpo_lab.lap.decoding import ChoiceTrie
-from msgrpo_lab.lap.plan import ForwardPlan
-from msgrpo_lab.lap.policy import MIN_SHARED_PREFIX, LanguagePolicy
-from msgrpo_lab.lap.rows import Sharing, pad_rows, plan_forward
+from msgrpo_lab.lap.plan import ForwardPlan, pad_rows
+from msgrpo_lab.lap.policy import LanguagePolicy
+from msgrpo_lab.lap.rows import MIN_SHARED_PREFIX, Sharing, plan_forward
 from msgrpo_lab.lap.tree import cut_tree, group_by_length
 from msgrpo_lab.types import Sampling
 
