@@ -64,6 +64,7 @@ def test_layers_run_again_in_the_backward_pass(
     assert forward > 0
     total.backward()
     assert len(runs) - forward == passes
+    assert not any(part.training for part in policy.model.modules()), "dropout and caches are as they were"
 
 
 @pytest.mark.parametrize("library", [False, True])
