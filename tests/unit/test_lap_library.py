@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lab_made import ids, plain_stats, small_policy, train_batch
+from lab_made import gradients, ids, move, plain_stats, small_policy, train_batch
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
+from msgrpo_lab.lap.build import build_policy
 from msgrpo_lab.lap.library import LibraryDecoder
 from msgrpo_lab.lap.policy import LanguagePolicy
+from msgrpo_lab.lap.sources import RandomLlama
 from msgrpo_lab.lap.words import word_tokenizer
 from msgrpo_lab.rollout.hf import HFEngine
 from msgrpo_lab.rollout.naive import NaiveEngine
@@ -149,3 +151,21 @@ def test_an_attention_that_takes_no_such_mask_cannot_branch_and_says_so_in_one_l
         library.extend(token, library.empty_cache(), mask, token)
     assert len(str(told.value).splitlines()) == 1
     assert all(not plan.branches for plan in policy.plan(BATCH, None, 8192)), "updates read whole rows instead"
+
+
+def test_an_adapter_in_float32_on_weights_in_bfloat16_is_read_by_either_decoder() -> None:
+    """Only autocast brings the two together in the library's modules."""
+    source = RandomLlama(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
+    policy = build_policy(source=source, precision="bfloat16", lora_rank=2)
+    move(policy)
+    assert policy.blocks is not None
+    found = []
+    for blocks in (policy.blocks, None):
+        policy.blocks = blocks
+        (plan,) = policy.plan(BATCH, None, 8192)
+        assert plan.branches
+        stats = policy.token_stats(plan, None, Sampling())
+        assert gradients(policy, stats.logprobs.sum()).any()
+        found.append(stats.logprobs.detach())
+    torch.testing.assert_close(*found, atol=0.02, rtol=0.0)
+    assert float(found[0].abs().max()) > 1.0
