@@ -42,7 +42,7 @@ def train(config: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     torch.use_deterministic_algorithms(True)
     # It would also fill every new tensor with NaN before its first use, which nothing here relies on.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     tracking = component(config.logger)
     logger = tracking.start(config)
     status = "FAILED"

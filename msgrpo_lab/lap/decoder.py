@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -116,32 +115,25 @@ class BlockDecoder:
         return hidden, [Memory(tuple(keys), tuple(values)) for keys, values in kept]
 
     def plan_hidden(self, plan: ForwardPlan) -> Float[Tensor, "N H"]:
-        """Last hidden states at the nodes of a plan: all its levels in one pass."""
-        rows, shared, device = plan.rows, plan.shared, self.model.embed_tokens.weight.device
+        """Last hidden states at the nodes of a plan: rows and the trees behind them in one pass."""
+        rows, device = plan.rows, self.model.embed_tokens.weight.device
         ids = torch.from_numpy(rows.input_ids).to(device)
         positions = torch.arange(ids.shape[1], device=device)[None]
-        prefix: tuple[Read, ...] = ()
-        blocks: list[Block] = []
-        if shared:
-            blocks.append(Block(token_ids=ids[:1, :shared], positions=positions[:, :shared]))
-            prefix = (Read(source=0),)
-        prompts = len(blocks)
-        places = positions[:, shared:].expand(len(ids), -1)
-        blocks.append(Block(token_ids=ids[:, shared:], positions=places, reads=prefix))
+        blocks = [Block(token_ids=ids, positions=positions.expand(len(ids), -1))]
         lengths = torch.from_numpy(rows.lengths).to(device)
-        real = torch.arange(ids.shape[1] - shared, device=device) < (lengths - shared)[:, None]
         for group in plan.branches:
             prompt = torch.from_numpy(group.prompt).to(device)
             behind = lengths[prompt, None] + torch.from_numpy(group.depth).to(device)
-            reads = (*prefix, Read(source=prompts, rows=prompt, mask=real[prompt]))
+            real = positions < lengths[prompt, None]
+            reads = (Read(source=0) if len(ids) == 1 else Read(source=0, rows=prompt, mask=real),)
             own = torch.from_numpy(group.ancestors()).to(device)
             token_ids = torch.from_numpy(group.token_ids).to(device)
             blocks.append(Block(token_ids=token_ids, positions=behind, own_mask=own, reads=reads))
         hidden, _ = self(blocks)
         row, col = (torch.from_numpy(index).to(device) for index in (plan.node_row, plan.node_col))
-        found = [hidden[prompts][row, col - shared]]
-        for group, states in zip(plan.branches, hidden[prompts + 1 :], strict=True):
-            found.append(states.flatten(0, 1)[torch.from_numpy(np.flatnonzero(group.real)).to(device)])
+        found = [hidden[0][row, col]]
+        for group, states in zip(plan.branches, hidden[1:], strict=True):
+            found.append(states.flatten(0, 1)[torch.from_numpy(group.nodes).to(device)])
         return torch.cat(found)
 
     def extend(

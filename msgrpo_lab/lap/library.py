@@ -78,12 +78,12 @@ class LibraryDecoder:
         Raises:
             ValueError: keys and values would be needed where activations are recomputed.
         """
-        hidden, cache = self._read_rows(plan.rows, plan.shared, keep=bool(plan.branches))
+        hidden, cache = self._read_rows(plan.rows, keep=bool(plan.branches))
         row, col = (torch.from_numpy(index).to(hidden.device) for index in (plan.node_row, plan.node_col))
-        found = [hidden[row, col - plan.shared]]
+        found = [hidden[row, col]]
         for group in plan.branches:
-            real = torch.from_numpy(np.flatnonzero(group.real)).to(hidden.device)
-            found.append(self._read_branches(group, cache, plan.rows.lengths).flatten(0, 1)[real])
+            nodes = torch.from_numpy(group.nodes).to(hidden.device)
+            found.append(self._read_branches(group, cache, plan.rows.lengths).flatten(0, 1)[nodes])
         return torch.cat(found)
 
     def extend(
@@ -120,24 +120,20 @@ class LibraryDecoder:
         hidden: Float[torch.Tensor, "B N H"] = output.last_hidden_state
         return hidden
 
-    def _read_rows(self, rows: Rows, shared: int, *, keep: bool) -> tuple[Float[torch.Tensor, "U L H"], DynamicCache]:
-        """Last hidden states of the rows from position `shared` on, and, with `keep`, their keys and values.
+    def _read_rows(self, rows: Rows, *, keep: bool) -> tuple[Float[torch.Tensor, "U L H"], DynamicCache]:
+        """Last hidden states of the rows, and, with `keep`, their keys and values.
 
-        The first `shared` positions, the same in all rows, are run once and their keys and values are broadcast.
         Rows are padded on the right, where causal attention never looks, so no padding mask is needed.
         """
         ids = torch.from_numpy(rows.input_ids).to(self.device)
         cache = self.empty_cache()
-        if not shared and not keep:
+        if not keep:
             with autocast(self.device, self.compute_dtype), self._recompute_activations():
                 return self.model(input_ids=ids, use_cache=False).last_hidden_state, cache
         if self.recomputes:
             raise ValueError("model.gradient_checkpointing=true: recomputed layers keep no cache; plan whole rows")
         with autocast(self.device, self.compute_dtype):
-            if shared:
-                self.model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True)
-                cache.batch_repeat_interleave(len(ids))
-            hidden = self.model(input_ids=ids[:, shared:], past_key_values=cache, use_cache=True).last_hidden_state
+            hidden = self.model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
         return hidden, cache
 
     def _read_branches(

@@ -48,14 +48,12 @@ class ForwardPlan:
     samples: Int[np.ndarray, " M"]
     """Which samples of the batch this pass serves; ascending."""
     rows: Rows
-    """Levels 1 and 2: distinct prompts. Without a tree: prompts with their reads."""
-    shared: int
-    """Leading tokens of all rows that are read once; 0 reads the rows as a whole."""
+    """What texts begin with; without a tree, texts as a whole."""
     node_row: Int[np.ndarray, " R"]
     node_col: Int[np.ndarray, " R"]
-    """The first R nodes are these positions of `rows`; all at or behind column `shared`."""
+    """The first R nodes are these positions of `rows`."""
     branches: tuple[Branches, ...]
-    """Level 3. The other N − R nodes are its tokens, in order of array, row and column."""
+    """Trees that read the rows. The other N − R nodes are the nodes of these, in order."""
     node_allowed: Bool[np.ndarray, "N A"] | None
     """Columns that the constraint admits at each node; None with free decoding."""
     pair_node: Int[np.ndarray, " Q"]
@@ -70,25 +68,23 @@ class ForwardPlan:
     @property
     def num_nodes(self) -> int:
         """Positions at which a token is predicted, N."""
-        return len(self.node_row) + sum(int(group.lengths.sum()) for group in self.branches)
+        return len(self.node_row) + sum(len(group.nodes) for group in self.branches)
 
     @property
     def num_tokens(self) -> int:
         """Tokens the model reads, without padding."""
-        read = self.rows.num_tokens - (len(self.rows.lengths) - 1) * self.shared
-        return read + sum(int(group.lengths.sum()) for group in self.branches)
+        return self.rows.num_tokens + sum(int(group.lengths.sum()) for group in self.branches)
 
     @property
     def num_padded_tokens(self) -> int:
         """Tokens the model reads, with padding."""
-        return padded_tokens(self.rows.input_ids.shape, self.shared) + sum(g.token_ids.size for g in self.branches)
+        return self.rows.input_ids.size + sum(g.token_ids.size for g in self.branches)
 
     @property
     def num_attended(self) -> int:
         """Keys that the tokens read attend to, added up without padding: a token at position p attends to p + 1."""
         lengths = self.rows.lengths
         total = int((lengths * (lengths + 1) // 2).sum())
-        total -= (len(lengths) - 1) * (self.shared * (self.shared + 1) // 2)
         for group in self.branches:
             keys = lengths[group.prompt][:, None] + group.depth + 1
             total += int(keys[group.real].sum())
@@ -101,11 +97,6 @@ class ForwardPlan:
         return slice(int(used[0]), int(used[-1]) + 1)
 
 
-def padded_tokens(shape: tuple[int, ...], shared: int) -> int:
-    """Tokens that rows of this shape cost when `shared` leading ones are read once."""
-    return shared + shape[0] * (shape[1] - shared)
-
-
 def distributed(
     *,
     samples: Int[np.ndarray, " M"],
@@ -116,7 +107,6 @@ def distributed(
     trie: ChoiceTrie | None,
     width: int,
     rows: Rows,
-    shared: int,
     node_row: Int[np.ndarray, " R"],
     node_col: Int[np.ndarray, " R"],
     branches: tuple[Branches, ...],
@@ -142,7 +132,7 @@ def distributed(
     allowed = None
     if trie is not None:
         states = {tuple(written): trie.states(np.asarray(written)) for written in set(map(tuple, tokens))}
-        state_of = np.zeros(len(node_row) + sum(int(group.lengths.sum()) for group in branches), dtype=np.int64)
+        state_of = np.zeros(len(node_row) + sum(len(group.nodes) for group in branches), dtype=np.int64)
         state_of[node] = np.concatenate([states[tuple(written)] for written in tokens])
         allowed = trie.allowed[state_of]
         column = trie.columns.searchsorted(column)
@@ -155,7 +145,6 @@ def distributed(
     return ForwardPlan(
         samples=samples,
         rows=rows,
-        shared=shared,
         node_row=node_row,
         node_col=node_col,
         branches=branches,

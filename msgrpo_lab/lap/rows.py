@@ -1,37 +1,32 @@
 """Each distinct piece of work once: what the model must really read, and how its results return to the samples.
 
-A forward pass has three levels, each of which reads the keys and values of those before it:
+A *text* is a prompt and what is read of its completion: all but the last token, which is predicted and never read. The
+texts of a forward pass form trees (`forest.py`): whatever they begin with alike, the rules, half an observation or
+half an answer, is computed once.
 
-1. the beginning that all prompts of the pass have in common, read once;
-2. the distinct prompts, each from there on;
-3. the completions of each prompt as a tree (`tree.py`): tokens that are read after a prompt, each distinct beginning of
-   a completion once. The last token of a completion is predicted and never read.
-
-A *node* is a position at which a next token is predicted: the end of a prompt, or a token of level 3. A *pair* is a
+A *node* is a position at which a next token is predicted: the end of a prompt, or a token of an answer. A *pair* is a
 node together with a token that some sample holds there. Log-probabilities are computed per pair and gathered to the
 samples; autograd adds the gradients up, so the gathering is exact for any loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
 
 from msgrpo_lab.lap.decoding import ChoiceTrie
-from msgrpo_lab.lap.plan import ForwardPlan, distributed, pad_rows, padded_tokens
-from msgrpo_lab.lap.tree import Branch, Read, cut_tree, group_by_length, pad_branches
+from msgrpo_lab.lap.forest import Forest, passes
+from msgrpo_lab.lap.plan import ForwardPlan, distributed, pad_rows
+from msgrpo_lab.lap.tree import Read
 from msgrpo_lab.types import TrainBatch
 
-MIN_SHARED_PREFIX = 8
-"""Shorter common prefixes are not worth a call of their own."""
-
 Sharing = Literal["tree", "rows", "none"]
-"""`tree`: the three levels; `rows`: each distinct prompt and read as a row of its own, read as a whole; `none`: each
-sample as a row of its own, nothing shared, which is the plain reference that the others are tested against."""
+"""`tree`: distinct beginnings once; `rows`: each distinct text as a row of its own; `none`: each sample as a row of its
+own, nothing shared, which is the plain reference that the others are tested against."""
 
 
 def plan_forward(
@@ -39,9 +34,9 @@ def plan_forward(
 ) -> list[ForwardPlan]:
     """Splits a batch into forward passes of at most `token_budget` padded tokens (but at least one row) each.
 
-    Rows are sorted by length, so that a pass holds rows of like length. All samples of a prompt (of a row, where there
-    is no tree) are served by one pass; only the completions of a prompt that exceeds the budget by itself are split
-    over several. A sample with an empty completion has nothing to predict and is in no pass.
+    All samples of a text are served by one pass, and texts that begin alike by the same one if they fit. Whole rows are
+    sorted by length, so that a pass pads little. A sample with an empty completion has nothing to predict and is in no
+    pass.
 
     Raises:
         ValueError: a completion without a prompt, one that is none of the legal answers, or an unknown `sharing`.
@@ -159,129 +154,55 @@ def _row_plan(distinct: _Distinct, members: Sequence[Sequence[int]], trie: Choic
         nodes,
         trie,
         rows=pad_rows(rows),
-        shared=0,
         node_row=np.array(node_row, dtype=np.int64),
         node_col=np.array(node_col, dtype=np.int64),
         branches=(),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Piece:
-    """A prompt and some of its branches, with the distinct samples that they serve."""
-
-    prompt: Int[np.ndarray, " P"]
-    branches: tuple[Branch, ...]
-    members: dict[Read, list[int]]
-    """Read → distinct samples."""
-
-    def part(self, start: int, stop: int) -> _Piece:
-        """The piece with the branches from `start` to `stop` only; single tokens go with the first branch."""
-        kept = self.branches[start:stop]
-        reads = {read for branch in kept for read in branch.paths} | ({()} if start == 0 else set())
-        members = {read: served for read, served in self.members.items() if read in reads}
-        return _Piece(prompt=self.prompt, branches=kept, members=members)
-
-
-@dataclass(slots=True)
-class _Filling:
-    """A pass while it is being filled with pieces, in ascending order of prompt length."""
-
-    pieces: list[_Piece] = field(default_factory=list)
-    common: int = 0
-    """Leading tokens that all prompts have in common, leaving every prompt at least one."""
-    num_branches: int = 0
-    widest: int = 0
-    """Tokens of the longest branch."""
-
-    def common_with(self, prompt: Int[np.ndarray, " P"]) -> int:
-        """What `common` would be with this prompt, which is no shorter than the others."""
-        if not self.pieces:
-            return len(prompt) - 1
-        same = self.pieces[0].prompt[: self.common] == prompt[: self.common]
-        return self.common if same.all() else int(same.argmin())
-
-    def cost_with(self, prompt: Int[np.ndarray, " P"], branches: Sequence[Branch]) -> int:
-        """Padded tokens at most, if this prompt came in with these branches."""
-        count = len(self.pieces) + 1
-        rows = padded_tokens((count, len(prompt)), _read_once(count, self.common_with(prompt)))
-        widest = max([self.widest, *(len(branch.token_ids) for branch in branches)])
-        return rows + (self.num_branches + len(branches)) * widest
-
-    def add(self, piece: _Piece) -> None:
-        """Takes a piece in."""
-        self.common = self.common_with(piece.prompt)
-        self.pieces.append(piece)
-        self.num_branches += len(piece.branches)
-        self.widest = max([self.widest, *(len(branch.token_ids) for branch in piece.branches)])
-
-
-def _read_once(rows: int, common: int) -> int:
-    """How many of the common leading tokens are worth a call of their own."""
-    return common if rows > 1 and common >= MIN_SHARED_PREFIX else 0
-
-
 def _tree_plans(distinct: _Distinct, trie: ChoiceTrie | None, token_budget: int) -> list[ForwardPlan]:
-    """Passes over the three levels."""
-    prompts: dict[bytes, tuple[Int[np.ndarray, " P"], dict[Read, list[int]]]] = {}
+    """Passes over trees of texts."""
+    members: dict[Read, list[int]] = {}
     for index, (prompt, written) in enumerate(zip(distinct.prompts, distinct.completions, strict=True)):
-        _, members = prompts.setdefault(prompt.tobytes(), (prompt, {}))
-        members.setdefault(written[:-1], []).append(index)
-    passes = [_Filling()]
-    for prompt, members in sorted(prompts.values(), key=lambda item: len(item[0])):
-        whole = _Piece(prompt=prompt, branches=tuple(cut_tree(members)), members=members)
-        if passes[-1].cost_with(prompt, whole.branches) <= token_budget:
-            passes[-1].add(whole)
-            continue
-        # It opens a pass of its own; what exceeds the budget even there goes to further ones.
-        for part in _parts(whole, token_budget):
-            passes.append(_Filling())
-            passes[-1].add(part)
-    return [_tree_plan(filling, distinct, trie) for filling in passes if filling.pieces]
+        members.setdefault((*prompt.tolist(), *written[:-1]), []).append(index)
+    return [_tree_plan(texts, forest, members, distinct, trie) for texts, forest in passes(members, token_budget)]
 
 
-def _parts(piece: _Piece, token_budget: int) -> Iterator[_Piece]:
-    """The piece in as few parts as each fit the budget, with at least one branch each."""
-    start, count = 0, len(piece.branches)
-    while True:
-        stop, widest = start, 0
-        while stop < count:
-            widest = max(widest, len(piece.branches[stop].token_ids))
-            if stop > start and len(piece.prompt) + (stop + 1 - start) * widest > token_budget:
-                break
-            stop += 1
-        yield piece.part(start, stop)
-        if stop == count:
-            return
-        start = stop
-
-
-def _tree_plan(filling: _Filling, distinct: _Distinct, trie: ChoiceTrie | None) -> ForwardPlan:
-    """The pass over the pieces; its first nodes are the ends of the prompts, in order."""
-    pieces = filling.pieces
-    branches = [(row, branch) for row, piece in enumerate(pieces) for branch in piece.branches]
-    groups = group_by_length([len(branch.token_ids) for _, branch in branches])
-    chosen, nodes = list[int](), list[Sequence[int]]()
-    for row, piece in enumerate(pieces):
-        for index in piece.members.get((), []):
-            chosen.append(index)
-            nodes.append((row,))
-    first = len(pieces)
-    for row, branch in (branches[index] for group in groups for index in group):
-        for read, path in branch.paths.items():
-            predicting = (row, *(first + column for column in path))
-            for index in pieces[row].members[read]:
-                chosen.append(index)
-                nodes.append(predicting)
-        first += len(branch.token_ids)
-    rows = pad_rows([piece.prompt for piece in pieces])
+def _tree_plan(
+    texts: Sequence[Read],
+    forest: Forest,
+    members: Mapping[Read, Sequence[int]],
+    distinct: _Distinct,
+    trie: ChoiceTrie | None,
+) -> ForwardPlan:
+    """The pass over the texts of a forest."""
+    chosen = [index for text in texts for index in members[text]]
+    # A text predicts at its last tokens, one for each of the completion's. Nodes are kept apart by which of them they
+    # predict, too: where one prompt is another with the beginning of an answer, a constraint leaves each other tokens.
+    span = max(len(distinct.completions[index]) for index in chosen)
+    predicting = [
+        np.array(forest.places[text][-len(distinct.completions[index]) :]) * span
+        + np.arange(len(distinct.completions[index]))
+        for text in texts
+        for index in members[text]
+    ]
+    nodes = np.unique(np.concatenate(predicting))
+    place_N = nodes // span
+    rows = pad_rows([np.array(root, dtype=np.int64) for root in forest.roots])
+    ends = rows.lengths.cumsum()
+    in_roots = place_N[: place_N.searchsorted(ends[-1])]
+    node_row = ends.searchsorted(in_roots, side="right")
+    branches, first = [], int(ends[-1])
+    for group in forest.branches:
+        start, stop = place_N.searchsorted((first, first + group.token_ids.size))
+        branches.append(replace(group, nodes=place_N[start:stop] - first))
+        first += group.token_ids.size
     return distinct.plan(
         chosen,
-        nodes,
+        [nodes.searchsorted(keys).tolist() for keys in predicting],
         trie,
         rows=rows,
-        shared=_read_once(len(pieces), filling.common),
-        node_row=np.arange(len(pieces)),
-        node_col=rows.lengths - 1,
-        branches=tuple(pad_branches([branches[index] for index in group]) for group in groups),
+        node_row=node_row,
+        node_col=in_roots - (ends - rows.lengths)[node_row],
+        branches=tuple(branches),
     )

@@ -84,6 +84,8 @@ class Branches:
     parent: Int[np.ndarray, "B W"]
     depth: Int[np.ndarray, "B W"]
     lengths: Int[np.ndarray, " B"]
+    nodes: Int[np.ndarray, " n"]
+    """Places of the B · W, row by row, at which a token is predicted; never descending."""
 
     @property
     def real(self) -> Bool[np.ndarray, "B W"]:
@@ -103,7 +105,7 @@ class Branches:
 
 
 def pad_branches(branches: Sequence[tuple[int, Branch]]) -> Branches:
-    """(prompt row, branch) pairs as one array."""
+    """(prompt row, branch) pairs as one array, with a node at every token."""
     lengths = np.array([len(branch.token_ids) for _, branch in branches], dtype=np.int64)
     shape = (len(branches), int(lengths.max()))
     token_ids, depth = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -116,7 +118,8 @@ def pad_branches(branches: Sequence[tuple[int, Branch]]) -> Branches:
             branch.depth,
         )
     prompt = np.array([prompt for prompt, _ in branches], dtype=np.int64)
-    return Branches(prompt=prompt, token_ids=token_ids, parent=parent, depth=depth, lengths=lengths)
+    nodes = np.flatnonzero(np.arange(shape[1]) < lengths[:, None])
+    return Branches(prompt=prompt, token_ids=token_ids, parent=parent, depth=depth, lengths=lengths, nodes=nodes)
 
 
 def group_by_length(lengths: Sequence[int], call_tokens: int = CALL_TOKENS) -> list[list[int]]:

@@ -15,9 +15,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from transformers import DynamicCache
 
+from msgrpo_lab.lap.decoder import Block, BlockDecoder, Memory, Read
+from msgrpo_lab.lap.forest import row_width
 from msgrpo_lab.lap.plan import pad_rows
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.rows import MIN_SHARED_PREFIX
+from msgrpo_lab.lap.tree import cut_tree, group_by_length, pad_branches
+
+MIN_SHARED_PREFIX = 8
+"""Shorter common prefixes are not worth a call of their own."""
 
 KeysValues = Float[torch.Tensor, "J 2 H N D"]
 """Keys and values of N consecutive tokens in the J layers of one row: H heads of width D."""
@@ -109,7 +114,11 @@ class PromptReader:
                     break
                 count, start, longest = count + 1, earlier, longer
             chunk, order = order[:count], order[count:]
-            found = self._read_rows([prompts[index] for index in chunk], start, keep)
+            some, decoder = [prompts[index] for index in chunk], self.policy.blocks
+            if decoder is None:
+                found = self._read_rows(some, start, keep)
+            else:
+                found = self._read_trees(decoder, some, start, keep)
             states.update(zip(chunk, found, strict=True))
         return [states[index] for index in range(len(prompts))]
 
@@ -159,6 +168,52 @@ class PromptReader:
             )
             for row, length in enumerate(rows.lengths.tolist())
         ]
+
+    def _read_trees(
+        self, decoder: BlockDecoder, prompts: Sequence[Int[np.ndarray, " P"]], start: int, keep: bool
+    ) -> list[PromptState]:
+        """The same as trees: what prompts have in common behind the kept prefix is read once as well."""
+        device = self.policy.device
+        rests = [tuple(prompt[start:].tolist()) for prompt in prompts]
+        cuts = [(0, branch) for branch in cut_tree(rests, row_width(rests))]
+        groups = group_by_length([len(branch.token_ids) for _, branch in cuts])
+        trees = [pad_branches([cuts[index] for index in group]) for group in groups]
+        reads: tuple[Read, ...] = ()
+        if start:
+            assert self.prefix is not None
+            keys, values = self.prefix[:, :, None, :, :start].unbind(1)
+            reads = (Read(source=Memory(tuple(keys), tuple(values))),)
+        blocks = [
+            Block(
+                token_ids=torch.from_numpy(tree.token_ids).to(device),
+                positions=torch.from_numpy(start + tree.depth).to(device),
+                own_mask=torch.from_numpy(tree.ancestors()).to(device),
+                reads=reads,
+            )
+            for tree in trees
+        ]
+        hidden, memories = decoder(blocks, keep=range(len(blocks)) if keep else ())
+        place: dict[tuple[int, ...], tuple[int, int, tuple[int, ...]]] = {}
+        for number, group in enumerate(groups):
+            for row, index in enumerate(group):
+                place |= {rest: (number, row, path) for rest, path in cuts[index][1].paths.items()}
+        self.computed_tokens += sum(int(tree.lengths.sum()) for tree in trees)
+        states = []
+        for prompt, rest in zip(prompts, rests, strict=True):
+            number, row, path = place[rest]
+            kept = None
+            if keep:
+                memory, columns = memories[number], torch.tensor(path, device=device)
+                kept = torch.stack(
+                    [
+                        torch.stack((keys[row][:, columns], values[row][:, columns]))
+                        for keys, values in zip(memory.keys, memory.values, strict=True)
+                    ]
+                )
+            states.append(
+                PromptState(shared=start, length=len(prompt), hidden=hidden[number][row, path[-1]], keys_values=kept)
+            )
+        return states
 
 
 class PromptMemory:

@@ -10,9 +10,9 @@ import torch
 from lab_made import gradients, ids, move, plain_stats, small_policy, train_batch
 
 from msgrpo_lab.lap.decoding import ChoiceTrie
-from msgrpo_lab.lap.plan import ForwardPlan, pad_rows
+from msgrpo_lab.lap.plan import pad_rows
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.rows import MIN_SHARED_PREFIX, Sharing, plan_forward
+from msgrpo_lab.lap.rows import Sharing, plan_forward
 from msgrpo_lab.lap.tree import cut_tree, group_by_length
 from msgrpo_lab.types import Sampling
 
@@ -56,19 +56,32 @@ def test_one_word_answers_to_one_prompt_share_a_row_and_a_node() -> None:
     assert (plan.pair_of[:, :3] == 2).all(), "off the completion points one past the last pair"
 
 
-def test_one_word_answers_cost_two_calls_without_a_mask() -> None:
-    (plan,) = plan_forward(train_batch([([*range(9), 1], [7]), ([*range(9), 2], [8])]), None, 8192)
-    assert plan.branches == ()
-    assert (plan.shared, plan.num_tokens, plan.num_padded_tokens) == (9, 11, 11)
+def test_what_prompts_begin_with_alike_is_read_once_wherever_they_part() -> None:
+    batch = train_batch([([1, 2, 3, 4], [7]), ([1, 2, 3, 5], [8]), ([1, 2, 6], [7]), ([1, 2, 3, 4], [8])])
+    (plan,) = plan_forward(batch, None, 8192)
+    (group,) = plan.branches
+    assert plan.rows.input_ids.tolist() == [[1, 2]]
+    assert group.token_ids.tolist() == [[3, 4, 5, 6]]
+    assert group.parent.tolist() == [[-1, 0, 0, -1]]
+    assert group.nodes.tolist() == [1, 2, 3], "nothing is predicted after 3"
+    assert (plan.num_tokens, plan.num_padded_tokens, plan.num_nodes) == (6, 6, 3)
+    assert list(zip(plan.pair_node, plan.pair_column, strict=True)) == [(0, 7), (0, 8), (1, 8), (2, 7)]
+    assert plan.pair_of[[0, 1, 3], 4].tolist() + plan.pair_of[[2], 3].tolist() == [0, 2, 1, 3]
+
+
+def test_texts_without_a_common_beginning_have_roots_of_their_own() -> None:
+    (plan,) = plan_forward(train_batch([([1, 2], [7]), ([3, 2, 4], [7]), ([3, 2, 5], [8])]), None, 8192)
+    assert plan.rows.input_ids.tolist() == [[1, 2], [3, 2]]
+    (group,) = plan.branches
+    assert (group.prompt.tolist(), group.token_ids.tolist()) == ([1], [[4, 5]])
+    assert (plan.node_row.tolist(), plan.node_col.tolist(), group.nodes.tolist()) == ([0], [1], [0, 1])
 
 
 def test_the_last_token_of_a_completion_is_never_read() -> None:
     batch = train_batch([([1, 2], [5, 6]), ([1, 2], [5, 7])])
     (plan,) = plan_forward(batch, None, 8192)
-    (group,) = plan.branches
-    assert plan.rows.input_ids.tolist() == [[1, 2]]
-    assert group.token_ids.tolist() == [[5]]
-    assert (plan.node_row.tolist(), plan.node_col.tolist()) == ([0], [1])
+    assert (plan.rows.input_ids.tolist(), plan.branches) == ([[1, 2, 5]], ())
+    assert (plan.node_row.tolist(), plan.node_col.tolist()) == ([0, 0], [1, 2])
     assert list(zip(plan.pair_node, plan.pair_column, strict=True)) == [(0, 5), (1, 6), (1, 7)]
     assert plan.pair_of.tolist() == [[3, 3, 0, 1], [3, 3, 0, 2]]
 
@@ -77,17 +90,17 @@ WRITTEN = ([1, 2], [5, 6, 9]), ([1, 2, 3], [8, 8]), ([1, 2], [7]), ([1, 2], [5, 
 
 
 def test_a_tree_of_completions_by_hand() -> None:
-    """Reads of the prompt 1 2 are 5 6, 5 4 and nothing: one row 5 4 6, in which 4 and 6 both follow 5."""
+    """Texts are 1 2, 1 2 3 8, 1 2 5 4 and 1 2 5 6: a root 1 2, and one row in which 4 and 6 both follow 5."""
     (plan,) = plan_forward(train_batch(list(WRITTEN)), None, 8192)
     (group,) = plan.branches
-    assert plan.rows.input_ids.tolist() == [[1, 2, 0], [1, 2, 3]]
-    assert group.prompt.tolist() == [1, 0]
-    assert group.token_ids.tolist() == [[8, 0, 0], [5, 4, 6]]
-    assert group.parent.tolist() == [[-1, -1, -1], [-1, 0, 0]]
-    assert group.depth.tolist() == [[0, 0, 0], [0, 1, 1]]
-    assert group.lengths.tolist() == [1, 3]
-    assert group.ancestors()[1].tolist() == [[True, False, False], [True, True, False], [True, False, True]]
-    # nodes: 0 and 1 end the prompts, 2 is 8, 3 is 5, 4 is 5 4, 5 is 5 6
+    assert plan.rows.input_ids.tolist() == [[1, 2]]
+    assert group.prompt.tolist() == [0]
+    assert group.token_ids.tolist() == [[3, 8, 5, 4, 6]]
+    assert group.parent.tolist() == [[-1, 0, -1, 2, 2]]
+    assert group.depth.tolist() == [[0, 1, 0, 1, 1]]
+    assert group.lengths.tolist() == [5]
+    assert [np.flatnonzero(seen).tolist() for seen in group.ancestors()[0]] == [[0], [0, 1], [2], [2, 3], [2, 4]]
+    # nodes: 0 and 1 end the prompts, 2 is 3 8, 3 is 5, 4 is 5 4, 5 is 5 6
     pairs = [(0, 5), (0, 7), (1, 8), (2, 8), (3, 4), (3, 6), (4, 9), (5, 9)]
     assert list(zip(plan.pair_node.tolist(), plan.pair_column.tolist(), strict=True)) == pairs
     assert plan.pair_of.tolist() == [
@@ -97,14 +110,14 @@ def test_a_tree_of_completions_by_hand() -> None:
         [8, 8, 0, 4, 6],
         [8, 8, 0, 5, 7],
     ]
-    assert (plan.num_nodes, plan.num_tokens, plan.num_padded_tokens) == (6, 9, 12)
-    assert plan.num_attended == (1 + 2) + (1 + 2 + 3) + 4 + (3 + 4 + 4)
+    assert (plan.num_nodes, plan.num_tokens, plan.num_padded_tokens) == (6, 7, 7)
+    assert plan.num_attended == (1 + 2) + (3 + 4) + (3 + 4 + 4)
     assert plan.columns == slice(2, 5)
 
 
 def test_without_sharing_each_sample_is_a_row() -> None:
     (plan,) = plan_forward(train_batch(list(WRITTEN)), None, 8192, "none")
-    assert (plan.shared, plan.branches) == (0, ())
+    assert plan.branches == ()
     assert sorted(map(tuple, plan.rows.input_ids.tolist())) == sorted(
         [(1, 2, 5, 6), (1, 2, 3, 8), (1, 2, 0, 0), (1, 2, 5, 4), (1, 2, 5, 6)]
     )
@@ -155,11 +168,22 @@ def test_rows_of_like_length_share_a_call(lengths: list[int], groups: list[list[
     assert group_by_length(lengths, call_tokens=40) == groups
 
 
-def test_equal_tokens_with_another_start_of_the_answer_are_other_prompts() -> None:
-    (plan,) = plan_forward(train_batch([([1, 2, 3], [4]), ([1, 2], [3, 4])]), None, 8192)
-    assert plan.rows.input_ids.tolist() == [[1, 2, 0], [1, 2, 3]]
-    assert [group.token_ids.tolist() for group in plan.branches] == [[[3]]]
-    assert plan.num_nodes == 3
+def test_equal_tokens_are_read_once_wherever_the_answer_starts() -> None:
+    batch = train_batch([([1, 2, 3], [4]), ([1, 2], [3, 4])])
+    (plan,) = plan_forward(batch, None, 8192)
+    assert (plan.rows.input_ids.tolist(), plan.branches, plan.num_tokens) == ([[1, 2, 3]], (), 3)
+
+
+def test_a_constraint_tells_a_prompt_from_another_with_the_beginning_of_an_answer() -> None:
+    """After 1 2 12 the first sample may begin any answer and the second only go on with its own."""
+    trie = ChoiceTrie(((11,), (12, 13), (12, 14)))
+    (plan,) = plan_forward(train_batch([([1, 2, 12], [11]), ([1, 2], [12, 14])]), trie, 8192)
+    assert plan.node_allowed is not None
+    assert list(zip(plan.node_col.tolist(), plan.node_allowed.tolist(), strict=True)) == [
+        (1, [True, True, False, False]),
+        (2, [True, True, False, False]),
+        (2, [False, False, True, True]),
+    ]
 
 
 def test_a_constraint_gives_each_node_its_legal_columns() -> None:
@@ -188,39 +212,37 @@ def test_an_empty_completion_has_nothing_to_predict() -> None:
     assert plan_forward(train_batch([([1, 2], [])]), None, 8192) == []
 
 
-def pass_shapes(plans: list[ForwardPlan]) -> list[tuple[int, int]]:
-    return [plan.rows.input_ids.shape for plan in plans]
-
-
 @pytest.mark.parametrize(
-    ("budget", "shapes"),
+    ("budget", "passes"),
     [
-        (1, [(1, 2), (1, 2), (1, 3), (1, 5)]),  # at least one row each
-        (4, [(2, 2), (1, 3), (1, 5)]),
-        (9, [(3, 3), (1, 5)]),  # rows of like length go together
-        (20, [(4, 5)]),
-        (19, [(3, 3), (1, 5)]),
+        (1, [[1], [3], [0], [2]]),  # at least one text each
+        (4, [[1, 3], [0], [2]]),
+        (6, [[1, 3], [0], [2]]),
+        (7, [[0, 1, 2, 3]]),
     ],
 )
-def test_the_token_budget_counts_padding(budget: int, shapes: list[tuple[int, int]]) -> None:
+def test_the_token_budget_counts_padding(budget: int, passes: list[list[int]]) -> None:
+    """Texts 1 2, 1 2 3 and 3 4, 1 2 3 4 5 as halves of sorted halves; roots of unequal length are padded."""
     batch = train_batch([([1, 2, 3, 4, 5], [9]), ([1, 2], [9]), ([3, 4], [9]), ([1, 2, 3], [9])])
-    assert pass_shapes(plan_forward(batch, None, budget)) == shapes
+    plans = plan_forward(batch, None, budget)
+    assert [plan.samples.tolist() for plan in plans] == passes
+    assert all(plan.num_padded_tokens <= max(budget, 5) for plan in plans)
 
 
-@pytest.mark.parametrize("length", range(1, 2 * MIN_SHARED_PREFIX))
-def test_prefixes_shorter_and_longer_than_the_least_shared_one(policy: LanguagePolicy, length: int) -> None:
+@pytest.mark.parametrize("length", [1, 2, 7, 15])
+def test_prompts_that_begin_alike(policy: LanguagePolicy, length: int) -> None:
     beginning = list(range(20, 20 + length))
     batch = train_batch([([*beginning, 7], [30, 31]), ([*beginning, 8, 9], [30]), ([*beginning, 8, 9], [32])])
     (plan,) = plan_forward(batch, None, 8192)
     with torch.no_grad():
         expected, _ = plain_stats(policy, batch, Sampling())
         found = policy.token_stats(plan, None, Sampling())
-    assert plan.shared == (length if length >= MIN_SHARED_PREFIX else 0)
+    assert plan.num_tokens == length + 4
     torch.testing.assert_close(found.logprobs[plan.samples.argsort()].double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_identical_prompts_never_hide_the_node_that_predicts_the_first_token(policy: LanguagePolicy) -> None:
-    """The prompt's last position is a node, so it may not vanish into the shared prefix."""
+    """The prompt's last position is a node, in the root that all texts share."""
     prompt = list(range(20, 32))
     batch = train_batch([(prompt, [7, 9, 5]), (prompt, [8, 9, 5]), (prompt, [8, 7])])
     (plan,) = plan_forward(batch, None, 8192)
@@ -322,6 +344,8 @@ def test_end_tokens_are_the_tokenizers_and_the_models() -> None:
 def test_samples_of_a_row_go_where_the_row_goes() -> None:
     batch = train_batch([([1, 2, 3, 4], [9]), ([1], [9]), ([1, 2, 3, 4], [8]), ([1], [7])])
     plans = plan_forward(batch, None, 4)
+    assert sorted(plan.samples.tolist() for plan in plans) == [[0, 1, 2, 3]]
+    plans = plan_forward(batch, None, 3)
     assert [plan.samples.tolist() for plan in plans] == [[1, 3], [0, 2]]
     assert all(np.isin(plan.pair_of, range(len(plan.pair_node) + 1)).all() for plan in plans)
 

@@ -145,10 +145,10 @@ def test_log_probabilities_of_all_legal_words_sum_to_one(
 
 
 def readings(plan: ForwardPlan) -> list[tuple[int, ...]]:
-    """The whole text up to and with every token that the pass reads behind its shared beginning."""
+    """The whole text up to and with every token that the pass reads."""
     texts = []
     for row, length in zip(plan.rows.input_ids.tolist(), plan.rows.lengths.tolist(), strict=True):
-        texts += [tuple(row[: end + 1]) for end in range(plan.shared, length)]
+        texts += [tuple(row[: end + 1]) for end in range(length)]
     for group in plan.branches:
         for row, prompt in enumerate(group.prompt.tolist()):
             before = tuple(plan.rows.input_ids[prompt, : plan.rows.lengths[prompt]].tolist())
@@ -176,13 +176,9 @@ def test_every_sample_is_served_once_within_the_budget(samples: Samples, rule: S
 @given(samples=made_samples(constrained=False))
 def test_in_one_pass_no_text_is_read_twice(samples: Samples) -> None:
     (plan,) = plan_forward(train_batch(samples), None, 10**6)
-    texts = readings(plan)
-    prompts = {(tuple(prompt), tuple(written[:-1])) for prompt, written in samples}
-    ends = [(prompt, prompt + read[:stop]) for prompt, read in prompts for stop in range(1, len(read) + 1)]
-    behind = [text for _, text in {(prompt, text) for prompt, text in ends}]
-    of_prompts = {prompt for prompt, _ in prompts}
-    assert len(texts) + plan.shared == plan.num_tokens
-    assert sorted(texts) == sorted(behind + [p[: end + 1] for p in of_prompts for end in range(plan.shared, len(p))])
+    beginnings = {(*prompt, *written)[:stop] for prompt, written in samples for stop in range(1, len(prompt + written))}
+    assert sorted(readings(plan)) == sorted(beginnings)
+    assert plan.num_tokens == len(beginnings)
 
 
 @settings(max_examples=10, deadline=None)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lab_made import gradient_of, move, small_policy, train_batch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from msgrpo_lab.lap import rows as rows_module
+from msgrpo_lab.lap import forest
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.rows import Sharing, plan_forward
 from msgrpo_lab.lap.tree import cut_tree
@@ -183,7 +183,7 @@ def test_rows_cut_anywhere(policy: LanguagePolicy, data: st.DataObject, budget: 
     """Narrow rows, so that trees are cut inside and one prompt's completions go to several rows and passes."""
     batch = data.draw(made_batch(constrained=False))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "cut_tree", lambda reads: cut_tree(reads, width))
+        patch.setattr(forest, "cut_tree", lambda rests, _: cut_tree(rests, width))
         assert_same_step(policy, batch, Sampling(), MSGRPOLoss(beta=0.1), budget)
 
 
@@ -196,17 +196,16 @@ def many_answers() -> TrainBatch:
     return replace(batch, advantage=torch.randn(66, generator=numbers))
 
 
-@pytest.mark.parametrize("budget", [10**9, 200, 30])
+@pytest.mark.parametrize("budget", [10**9, 100, 30])
 def test_many_answers_to_one_prompt(policy: LanguagePolicy, budget: int) -> None:
     batch = many_answers()
     assert_same_step(policy, batch, Sampling(), MSGRPOLoss(), budget)
     plans = plan_forward(batch, None, budget)
     if budget == 10**9:
         (plan,) = plans
-        assert len(plan.branches) > 1
-        assert int((plan.branches[-1].prompt == 0).sum()) > 1
         assert plan.num_tokens < 0.2 * int(batch.attention_mask.sum())
     else:
+        assert len(plans) > 1
         assert sum(0 in plan.samples for plan in plans) == 1
         assert sum(len(plan.samples) for plan in plans) == 66
 
@@ -234,7 +233,7 @@ def test_a_model_with_a_sliding_window_reads_whole_rows(caplog: pytest.LogCaptur
     assert policy.blocks is None
     assert not policy.library.branches
     plans = policy.plan(many_answers(), None, 10**9)
-    assert all(plan.branches == () and plan.shared == 0 for plan in plans)
+    assert all(plan.branches == () for plan in plans)
     assert_same_step(policy, many_answers(), Sampling(), MSGRPOLoss(), 400)
     told = [record.getMessage() for record in caplog.records if record.name == "msgrpo_lab.lap.policy"]
     assert told == ["model: qwen2 cannot branch behind a cache; updates read each distinct row as a whole"]

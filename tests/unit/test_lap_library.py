@@ -51,7 +51,7 @@ def test_a_family_that_the_block_decoder_does_not_know_is_read_as_a_tree_by_the_
     assert policy.blocks is None
     (plan,) = policy.plan(BATCH, None, 8192)
     assert plan.branches
-    assert plan.shared == len(BEGINNING)
+    assert plan.rows.input_ids.tolist() == [list(BEGINNING)]
     found, expected = policy.token_stats(plan, None, Sampling()), plain_stats(policy, BATCH, Sampling())
     for value, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(value.double(), wanted, atol=1e-5, rtol=1e-5)
