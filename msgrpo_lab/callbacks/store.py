@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,9 @@ DATABASES = ("postgresql", "mysql", "mssql")
 LOCK_TIMEOUT_S = 300.0
 """Seconds to wait for another process to make the database; a first migration takes a few."""
 CONNECT_TIMEOUT_S = 5.0
+WAL_ATTEMPTS = 5
+WAL_PAUSE_S = 0.5
+"""Tries to set the journal mode, and seconds between them."""
 
 
 def mlflow_module() -> ModuleType:
@@ -152,13 +156,30 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _use_write_ahead_log(path: Path) -> None:
-    connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S)
-    try:
-        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-    finally:
-        connection.close()
+    """Sets the journal mode, which stays with the file. Readers then do not wait; nothing else depends on it.
+
+    The switch needs the file for itself for a moment, and sqlite answers a moment's trouble with `OperationalError`.
+    """
+    for attempt in range(WAL_ATTEMPTS):
+        if attempt:
+            time.sleep(WAL_PAUSE_S)
+        try:
+            mode = _journal_mode(path)
+            break
+        except sqlite3.OperationalError as error:
+            mode = f"unknown ({error})"
     if mode != "wal":
         log.warning("%s stays in journal mode %s: jobs that run at once will wait for each other", path, mode)
+
+
+def _journal_mode(path: Path) -> str:
+    """The file's journal mode, after switching it to write-ahead logging if it was another."""
+    connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S)
+    try:
+        mode = str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+        return mode if mode == "wal" else str(connection.execute("PRAGMA journal_mode=WAL").fetchone()[0])
+    finally:
+        connection.close()
 
 
 def mask(uri: str) -> str:

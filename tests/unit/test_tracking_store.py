@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sqlite3
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from msgrpo_lab.callbacks import store
 from msgrpo_lab.callbacks.store import check_form, check_reachable, database_path, mask, prepare_store
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +143,7 @@ def test_a_deleted_experiment_is_told(tmp_path: Path) -> None:
 
 JOB = """
 import sys
+from msgrpo_lab.callbacks import store
 from msgrpo_lab.callbacks.store import prepare_store
 from mlflow import MlflowClient
 uri, name = sys.argv[1:]
@@ -177,3 +180,40 @@ def test_four_jobs_may_open_a_fresh_database_at_once(tmp_path: Path) -> None:
     for run in runs:
         history = client.get_metric_history(run.info.run_id, "x")
         assert [point.value for point in history] == [float(step) for step in range(25)], "nothing is lost"
+
+
+def journal_trouble(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """sqlite answers the first `times` questions after the journal mode with an error; the list counts them all."""
+    asked: list[int] = []
+    plain = store._journal_mode
+
+    def troubled(path: Path) -> str:
+        asked.append(1)
+        if len(asked) <= times:
+            raise sqlite3.OperationalError("disk I/O error")
+        return plain(path)
+
+    monkeypatch.setattr(store, "_journal_mode", troubled)
+    monkeypatch.setattr(store, "WAL_PAUSE_S", 0.0)
+    return asked
+
+
+def test_a_moments_trouble_with_the_journal_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = journal_trouble(monkeypatch, times=2)
+    store._use_write_ahead_log(tmp_path / "runs.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "runs.db")) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert len(asked) == 3
+    assert not caplog.records
+
+
+def test_a_journal_that_cannot_be_set_is_a_warning_and_no_lost_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = journal_trouble(monkeypatch, times=100)
+    store._use_write_ahead_log(tmp_path / "runs.db")
+    assert len(asked) == store.WAL_ATTEMPTS
+    (record,) = caplog.records
+    assert "disk I/O error" in record.getMessage()
