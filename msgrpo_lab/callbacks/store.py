@@ -89,9 +89,15 @@ def _check_database_file(tracking_uri: str, path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"{KEY}={tracking_uri}: {path} is a folder; give a file in it, such as {path}/mlflow.db")
     if path.is_file() and path.stat().st_size > 0:
-        with path.open("rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                raise ValueError(f"{KEY}={tracking_uri}: {path} is not an sqlite database; give another file")
+        # Asked through sqlite: to open and close the file by ourselves would drop the locks that this process holds on
+        # it (sqlite.org/howtocorrupt.html, 2.2), and the next reader elsewhere would take the log away from under a run.
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=LOCK_TIMEOUT_S)) as connection:
+                connection.execute("PRAGMA schema_version")
+        except sqlite3.DatabaseError as error:
+            if not isinstance(error, sqlite3.OperationalError):
+                reason = f"{path} is not an sqlite database; give another file"
+                raise ValueError(f"{KEY}={tracking_uri}: {reason}") from error
     existing = next(folder for folder in (path.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(

@@ -217,3 +217,29 @@ def test_a_journal_that_cannot_be_set_is_a_warning_and_no_lost_job(
     assert len(asked) == store.WAL_ATTEMPTS
     (record,) = caplog.records
     assert "disk I/O error" in record.getMessage()
+
+
+READ = (
+    "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT count(*) FROM t').fetchone(); c.close()"
+)
+
+
+def test_a_reader_elsewhere_leaves_the_log_to_a_run_that_is_under_way(tmp_path: Path) -> None:
+    """A dashboard that is opened and closed during a sweep: the next job's checks must not drop the run's locks."""
+    path = tmp_path / "runs.db"
+    store._use_write_ahead_log(path)
+    with contextlib.closing(sqlite3.connect(path)) as run:
+        run.execute("CREATE TABLE t (x)")
+        run.commit()
+        check_reachable(f"sqlite:///{path}")
+        subprocess.run([sys.executable, "-c", READ, str(path)], check=True, timeout=60)
+        assert path.with_name("runs.db-wal").exists()
+        run.execute("INSERT INTO t VALUES (1)")
+        run.commit()
+        count = (
+            "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM t').fetchone()[0])"
+        )
+        seen = subprocess.run(
+            [sys.executable, "-c", count, str(path)], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert seen.stdout.strip() == "1"
