@@ -90,7 +90,7 @@ def _check_database_file(tracking_uri: str, path: Path) -> None:
         raise ValueError(f"{KEY}={tracking_uri}: {path} is a folder; give a file in it, such as {path}/mlflow.db")
     if path.is_file() and path.stat().st_size > 0:
         # Asked through sqlite: to open and close the file by ourselves would drop the locks that this process holds on
-        # it (sqlite.org/howtocorrupt.html, 2.2), and the next reader elsewhere would take the log away from under a run.
+        # it (sqlite.org/howtocorrupt.html, 2.2), and the next reader elsewhere would take the log from under a run.
         try:
             with contextlib.closing(sqlite3.connect(path, timeout=LOCK_TIMEOUT_S)) as connection:
                 connection.execute("PRAGMA schema_version")
