@@ -4,6 +4,7 @@ import os
 
 __version__ = "0.1.0"
 
-# MKL may cut one float32 product differently from call to call, by how many threads it gets: the last bits then change
-# from run to run. Strict reproducibility makes them independent of threads and alignment. Read at MKL's first call.
+# MKL may cut one float32 product differently from call to call, by how many threads it grants it: the last bits then
+# change from run to run. It is to take all threads it is given, and to add up in one order. Read at MKL's first call.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+os.environ.setdefault("MKL_DYNAMIC", "FALSE")
