@@ -36,6 +36,6 @@ def test_tiny_learns_frozen_lake_from_scratch(tmp_path: Path, seed: int) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_smollm2_begins_to_learn_frozen_lake(tmp_path: Path) -> None:
-    metrics = _run(tmp_path, "env=frozenlake", "trainer.max_epochs=16", "evaluation.every=16")
+    metrics = _run(tmp_path, "env=frozenlake", "trainer.max_epochs=32", "evaluation.every=32")
     assert metrics["eval/frozenlake/success_rate"][0] < 0.1
     assert metrics["eval/frozenlake/success_rate"][-1] >= 0.25
