@@ -128,6 +128,8 @@ class RolloutBatch:
     episodes: tuple[Episode, ...]
     group_index: Int[np.ndarray, " E"]
     """Same number ⇔ same group ⇔ same initial state."""
+    exact_adv: Float[np.ndarray, "E T"] | None = None
+    """A^π_t(s_t, a_t) of the sampling policy for every turn, 0 past an episode's end; None where no oracle was asked."""
 
     @property
     def num_turns(self) -> Int[np.ndarray, " E"]:
