@@ -21,7 +21,6 @@ import torch
 from msgrpo_lab.loss import (
     LossStats,
     MSGRPOLoss,
-    entropy_bonus,
     exp_tangent,
     k3,
     ms_grpo_loss,
@@ -132,8 +131,8 @@ def test_kl_and_its_coefficient(reduction, expected):
         ("dr_grpo", 0.375),
     ],
 )
-def test_entropy_bonus(reduction, expected):
-    bonus = entropy_bonus(ENTROPY, ONES, MASK, reduction=reduction, **NORMALISERS)
+def test_reduce_terms(reduction, expected):
+    bonus = reduce_terms(ENTROPY, ONES, MASK, reduction=reduction, **NORMALISERS)
     assert bonus.item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -307,7 +306,7 @@ def test_old_and_reference_off_the_mask_are_never_read(off):
 @pytest.mark.parametrize("off", [-math.inf, math.nan])
 def test_entropy_off_the_mask_is_never_read(off):
     entropy = ENTROPY.masked_fill(~MASK, off).requires_grad_()
-    bonus = entropy_bonus(entropy, ONES, MASK, **NORMALISERS)
+    bonus = reduce_terms(entropy, ONES, MASK, **NORMALISERS)
     bonus.backward()
     assert bonus.item() == pytest.approx(0.525, abs=1e-12)
     assert (entropy.grad[~MASK] == 0.0).all()
@@ -390,9 +389,7 @@ def test_bfloat16_entropy_is_averaged_in_float32():
     # 256 + 1 is 256 in bfloat16: the mean is 128.5 only where the sum is taken in float32.
     entropy = torch.tensor([[256.0, 1.0]], dtype=torch.bfloat16)
     ones = torch.ones(1)
-    bonus = entropy_bonus(
-        entropy, ones, torch.ones(1, 2, dtype=torch.bool), num_turns=torch.tensor([1]), num_episodes=1
-    )
+    bonus = reduce_terms(entropy, ones, torch.ones(1, 2, dtype=torch.bool), num_turns=torch.tensor([1]), num_episodes=1)
     assert bonus.dtype == torch.float32
     assert bonus.item() == 128.5
 
@@ -414,7 +411,7 @@ def test_no_stats_cannot_be_added():
 # --- the configured loss -------------------------------------------------------------------------------------------
 
 
-def test_configured_loss_subtracts_the_entropy_bonus():
+def test_configured_loss_subtracts_the_reduce_terms():
     # 0.5875 − 0.03 · 0.525
     stats = MSGRPOLoss()(logprobs(), ENTROPY.clone().requires_grad_(), train_batch())
     assert stats.loss.item() == pytest.approx(0.57175, abs=1e-12)
