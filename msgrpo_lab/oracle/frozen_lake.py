@@ -68,7 +68,7 @@ def policy_success(game: FrozenLake, action_prob_SA: Float[np.ndarray, "S A"]) -
         ValueError: the shape is wrong, or a row is no distribution.
     """
     lake = game.lake
-    _check_distributions("action_prob_SA", action_prob_SA, (len(lake.letters), NUM_ACTIONS))
+    check_distributions("action_prob_SA", action_prob_SA, (len(lake.letters), NUM_ACTIONS))
     move_SS = np.einsum("sa,ast->st", action_prob_SA, lake.move_ASS)
     occupancy_S = np.zeros(len(lake.letters))
     occupancy_S[lake.start] = 1.0
@@ -146,8 +146,9 @@ def _compositions(total: int, parts: int) -> list[tuple[int, ...]]:
     return [(first, *rest) for first in range(total + 1) for rest in _compositions(total - first, parts - 1)]
 
 
-def _check_distributions(name: str, prob: Float[np.ndarray, "S A"], shape: tuple[int, int]) -> None:
+def check_distributions(name: str, prob: Float[np.ndarray, ...], shape: tuple[int, ...]) -> None:
+    """Raises `ValueError` unless `prob` has this shape and its last axis holds distributions (to 1e-6)."""
     if prob.shape != shape:
         raise ValueError(f"{name}: has shape {prob.shape}; must be {shape}")
-    if (prob < 0).any() or not np.allclose(prob.sum(axis=1), 1.0, atol=1e-6):
+    if not (prob >= 0).all() or not np.allclose(prob.sum(axis=-1), 1.0, atol=1e-6):
         raise ValueError(f"{name}: each row must be a distribution; make it non-negative and sum to 1")

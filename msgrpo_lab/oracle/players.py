@@ -74,6 +74,30 @@ class MixPlayer:
 
 
 @dataclass(frozen=True, slots=True)
+class TextPlayer:
+    """A memoryless policy on texts: the stand-in for a language policy whose action probabilities are known.
+
+    Args:
+        prob_of: for each text, the probabilities of the legal actions in their order and, last, of ⊥.
+    """
+
+    prob_of: Mapping[str, Float[np.ndarray, " B"]]
+
+    def __call__(self, game: TextGame, rng: np.random.Generator) -> str:
+        """A word drawn for the text that the game shows; the empty word is ⊥.
+
+        Raises:
+            ValueError: the text is not in the table.
+        """
+        text = game.render_text()
+        if text not in self.prob_of:
+            raise ValueError(f"TextPlayer: knows {len(self.prob_of)} texts, not {text!r}; add it to the table")
+        cumulative_B = np.cumsum(self.prob_of[text])
+        answer = int(np.searchsorted(cumulative_B, rng.random() * cumulative_B[-1], side="right"))
+        return (*game.legal_actions, "")[answer]
+
+
+@dataclass(frozen=True, slots=True)
 class HoleAvoidingPlayer:
     """Frozen Lake: towards the goal and around adjacent holes, ties at random (see `hole_avoiding_policy`)."""
 

@@ -1,0 +1,239 @@
+"""Exact values of any policy on Frozen Lake: what credit is assigned from, to the last term.
+
+Finite-horizon dynamic programming on the game's own transition table, for the reward that `TextGame.step` pays: game
+reward, shaping and ⊥ penalty, with the game's fallback action. Time counts turns taken; the horizon ends the game.
+
+Axes: M maps of equal size, T turns (0 to horizon − 1), S states, A legal actions, B = A + 1 answers, the last one ⊥.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from msgrpo_lab.oracle.frozen_lake import NUM_ACTIONS, check_distributions
+from msgrpo_lab.tsmg import lake as lake_tables
+from msgrpo_lab.tsmg.frozen_lake import FrozenLake
+from msgrpo_lab.tsmg.lake import Lake
+
+INVALID = NUM_ACTIONS
+"""Column of ⊥ among the answers."""
+NUM_ANSWERS = NUM_ACTIONS + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LakeModel:
+    """Some maps under the rules of one scenario: where a move leads, and what it pays."""
+
+    lakes: tuple[Lake, ...]
+    horizon: int
+    invalid_penalty: float
+    move_MSAS: Float[np.ndarray, "M S A S"]  # noqa: N815  axis letters
+    """Probability of the next state when a legal action is executed; holes and the goal keep to themselves."""
+    reward_MSA: Float[np.ndarray, "M S A"]  # noqa: N815
+    """Expected reward of executing a legal action, shaping included; 0 in holes and at the goal."""
+    fallback_A: Float[np.ndarray, " A"]  # noqa: N815
+    """Probability of each action to be executed with ⊥."""
+    open_MS: Bool[np.ndarray, "M S"]  # noqa: N815
+    """States in which a turn can be taken: neither hole nor goal."""
+    start_M: Int[np.ndarray, " M"]  # noqa: N815
+    goal_M: Int[np.ndarray, " M"]  # noqa: N815
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Maps and states."""
+        maps, states = self.open_MS.shape
+        return maps, states
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PolicyValues:
+    """A policy on some maps, and everything that is expected of it. Undiscounted, in units of the reward."""
+
+    model: LakeModel
+    prob_MTSB: Float[np.ndarray, "M T S B"]  # noqa: N815
+    """The policy π_t(b|s) itself; uniform in holes and at the goal, where it has no effect."""
+    value_MTS: Float[np.ndarray, "M T S"]  # noqa: N815
+    """V^π_t(s): expected reward of turns t to the end from s; 0 in holes and at the goal."""
+    action_value_MTSB: Float[np.ndarray, "M T S B"]  # noqa: N815
+    """Q^π_t(s, b): the same if the answer at turn t is b, whatever π says."""
+    occupancy_MTS: Float[np.ndarray, "M T S"]  # noqa: N815
+    """d_t(s): probability that s is the state before turn t. Holes and the goal hold the episodes that have ended, so
+    that each row sums to 1."""
+    success_M: Float[np.ndarray, " M"]  # noqa: N815
+    """Probability of reaching the goal within the horizon: the expected game return."""
+
+    @property
+    def advantage_MTSB(self) -> Float[np.ndarray, "M T S B"]:  # noqa: N802
+        """A^π_t(s, b) = Q^π_t(s, b) − V^π_t(s)."""
+        advantage_MTSB: Float[np.ndarray, "M T S B"] = self.action_value_MTSB - self.value_MTS[..., None]
+        return advantage_MTSB
+
+    @property
+    def return_M(self) -> Float[np.ndarray, " M"]:  # noqa: N802
+        """J: expected return of an episode, shaping and penalties included."""
+        return_M: Float[np.ndarray, " M"] = self.value_MTS[np.arange(len(self.value_MTS)), 0, self.model.start_M]
+        return return_M
+
+
+def lakes_of(game: FrozenLake, seeds: Sequence[int]) -> list[Lake]:
+    """The map of each seed under the scenario that `game` plays; the game itself is left alone."""
+    return [
+        lake_tables.lake(
+            lake_tables.random_map(game.size, game.frozen_probability, int(seed)), game.slippery, game.success_rate
+        )
+        for seed in seeds
+    ]
+
+
+def step_pay(lake: Lake, *, shaping: float, shaping_gamma: float) -> Float[np.ndarray, "S S"]:
+    """What `TextGame.step` pays for a legal action that leads from one state to another [from, to], to the bit.
+
+    1 at the goal, plus shaping·(γΦ(s′) − Φ(s)); ⊥ pays `invalid_penalty` less. 0 in rows of holes and the goal, from
+    which no step is taken. A truncated episode keeps shaping·Φ(s_T) (γ = 1), so the horizon needs no term of its own.
+    """
+    potential_S = np.array(lake.potentials)
+    game_S = np.zeros(len(lake.letters))
+    game_S[lake.goal] = 1.0
+    pay_SS = game_S[None, :] + shaping * (shaping_gamma * potential_S[None, :] - potential_S[:, None])
+    is_open_S = np.zeros(len(lake.letters), dtype=bool)
+    is_open_S[lake.open_S] = True
+    return np.where(is_open_S[:, None], pay_SS, 0.0)
+
+
+def lake_model(game: FrozenLake, lakes: Sequence[Lake]) -> LakeModel:
+    """The maps under the rules of `game`: horizon, shaping, ⊥ penalty and fallback. Remembered for equal arguments.
+
+    Raises:
+        ValueError: no maps, or maps of different sizes.
+    """
+    if not lakes or len({lake.size for lake in lakes}) != 1:
+        raise ValueError(f"lakes: {len(lakes)} maps; give at least one, all of one size")
+    if game.fallback_action == "random":
+        fallback = (1 / NUM_ACTIONS,) * NUM_ACTIONS
+    else:
+        fallback = tuple(float(word == game.fallback_action) for word in game.legal_actions)
+    return _model(tuple(lakes), game.horizon, game.invalid_penalty, fallback, game.shaping, game.shaping_gamma)
+
+
+@lru_cache(maxsize=8)
+def _model(
+    lakes: tuple[Lake, ...],
+    horizon: int,
+    invalid_penalty: float,
+    fallback: tuple[float, ...],
+    shaping: float,
+    shaping_gamma: float,
+) -> LakeModel:
+    move_MSAS = np.stack([lake.move_ASS.transpose(1, 0, 2) for lake in lakes])
+    pay_MSS = np.stack([step_pay(lake, shaping=shaping, shaping_gamma=shaping_gamma) for lake in lakes])
+    open_MS = np.zeros(pay_MSS.shape[:2], dtype=bool)
+    for open_S, lake in zip(open_MS, lakes, strict=True):
+        open_S[lake.open_S] = True
+    arrays = {
+        "move_MSAS": move_MSAS,
+        "reward_MSA": np.einsum("msat,mst->msa", move_MSAS, pay_MSS),
+        "fallback_A": np.array(fallback),
+        "open_MS": open_MS,
+        "start_M": np.array([lake.start for lake in lakes]),
+        "goal_M": np.array([lake.goal for lake in lakes]),
+    }
+    for array in arrays.values():
+        array.setflags(write=False)
+    return LakeModel(lakes=lakes, horizon=horizon, invalid_penalty=invalid_penalty, **arrays)
+
+
+def policy_values(model: LakeModel, prob: Float[np.ndarray, "M S B"] | Float[np.ndarray, "M T S B"]) -> PolicyValues:
+    """V, Q, occupancy, return and success of a policy.
+
+    Backwards from V_T = 0: Q_t(s, a) = E[r | s, a] + Σ_s′ P(s′|s, a) V_{t+1}(s′) for a legal action, Q_t(s, ⊥) = the
+    mean of that over the fallback action, less the penalty, and V_t(s) = Σ_b π_t(b|s) Q_t(s, b). Forwards from the
+    start: d_{t+1}(s′) = Σ_s d_t(s) Σ_a P(s′|s, a) π_t(a is executed|s).
+
+    Args:
+        model: maps and rules.
+        prob: probability of each answer in each state, the same at every turn or one table a turn; rows of holes and
+            the goal have no effect.
+
+    Raises:
+        ValueError: the shape is wrong, or a row is no distribution.
+    """
+    prob_MTSB = _checked(model, prob)
+    maps, horizon, states, _ = prob_MTSB.shape
+    value_MTS = np.empty((maps, horizon, states))
+    action_value_MTSB = np.empty((maps, horizon, states, NUM_ANSWERS))
+    following_MS = np.zeros((maps, states))
+    for turn in reversed(range(horizon)):
+        action_value_MTSB[:, turn] = _action_values(model, following_MS)
+        following_MS = np.where(model.open_MS, (prob_MTSB[:, turn] * action_value_MTSB[:, turn]).sum(axis=2), 0.0)
+        value_MTS[:, turn] = following_MS
+    occupancy_MTS = np.empty((maps, horizon, states))
+    present_MS = np.zeros((maps, states))
+    present_MS[np.arange(maps), model.start_M] = 1.0
+    flat_MXS = model.move_MSAS.reshape(maps, states * NUM_ACTIONS, states)
+    for turn in range(horizon):
+        occupancy_MTS[:, turn] = present_MS
+        prob_MSB = prob_MTSB[:, turn]
+        executed_MSA = prob_MSB[..., :NUM_ACTIONS] + prob_MSB[..., INVALID:] * model.fallback_A
+        leaving_MSA = np.where(model.open_MS, present_MS, 0.0)[..., None] * executed_MSA
+        moved_MS = (leaving_MSA.reshape(maps, 1, -1) @ flat_MXS)[:, 0]
+        present_MS = moved_MS + np.where(model.open_MS, 0.0, present_MS)
+    return PolicyValues(
+        model=model,
+        prob_MTSB=prob_MTSB,
+        value_MTS=value_MTS,
+        action_value_MTSB=action_value_MTSB,
+        occupancy_MTS=occupancy_MTS,
+        success_M=present_MS[np.arange(maps), model.goal_M],
+    )
+
+
+def uniform_policy(model: LakeModel) -> Float[np.ndarray, "M S B"]:
+    """Every legal action with the same probability, never ⊥."""
+    prob_MSB = np.full((*model.shape, NUM_ANSWERS), 1 / NUM_ACTIONS)
+    prob_MSB[..., INVALID] = 0.0
+    return prob_MSB
+
+
+def optimal_policy(model: LakeModel) -> Float[np.ndarray, "M T S B"]:
+    """A best answer in every state at every turn, for the reward that is paid; ties go to the lowest index.
+
+    `policy_values` of it gives V* and Q*. ⊥ is never better than the best legal action, since no penalty is negative.
+    """
+    maps, states = model.shape
+    prob_MTSB = np.zeros((maps, model.horizon, states, NUM_ANSWERS))
+    value_MS = np.zeros((maps, states))
+    for turn in reversed(range(model.horizon)):
+        action_value_MSB = _action_values(model, value_MS)
+        # Rounding must not make two equally good actions differ, or ties would depend on the order of summation.
+        best_MS = np.argmax(action_value_MSB.round(12), axis=2)[..., None]
+        np.put_along_axis(prob_MTSB[:, turn], best_MS, 1.0, axis=2)
+        value_MS = np.take_along_axis(action_value_MSB, best_MS, axis=2)[..., 0]
+    return prob_MTSB
+
+
+def _action_values(model: LakeModel, following_MS: Float[np.ndarray, "M S"]) -> Float[np.ndarray, "M S B"]:
+    """Q of one turn, given the values after it; 0 in holes and at the goal."""
+    maps, states = model.shape
+    flat_MXS = model.move_MSAS.reshape(maps, states * NUM_ACTIONS, states)
+    legal_MSA = model.reward_MSA + (flat_MXS @ following_MS[..., None]).reshape(model.reward_MSA.shape)
+    invalid_MS = legal_MSA @ model.fallback_A - model.invalid_penalty
+    return np.where(model.open_MS[..., None], np.concatenate([legal_MSA, invalid_MS[..., None]], axis=2), 0.0)
+
+
+def _checked(model: LakeModel, prob: Float[np.ndarray, ...]) -> Float[np.ndarray, "M T S B"]:
+    """The policy with an axis for the turns, once it is found to be one; uniform in holes and at the goal."""
+    maps, states = model.shape
+    turns = (model.horizon,) if prob.ndim == 4 else ()
+    shape = (maps, *turns, states, NUM_ANSWERS)
+    if prob.shape != shape:
+        raise ValueError(f"prob: has shape {prob.shape}; must be {shape}")
+    by_turn = prob if turns else prob[:, None]
+    by_turn = np.where(model.open_MS[:, None, :, None], by_turn, 1 / NUM_ANSWERS)
+    check_distributions("prob", by_turn, by_turn.shape)
+    prob_MTSB: Float[np.ndarray, "M T S B"] = np.broadcast_to(by_turn, (maps, model.horizon, states, NUM_ANSWERS))
+    return prob_MTSB
