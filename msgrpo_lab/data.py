@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,8 +21,10 @@ from msgrpo_lab.rollout.engine import RolloutEngine
 from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics
 from msgrpo_lab.sampler.base import EpisodeSampler
 from msgrpo_lab.sampler.diagnostics import diagnose
-from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, episode_generators, generator
-from msgrpo_lab.types import RolloutBatch, Sampling, TrainBatch
+from msgrpo_lab.sampler.outcomes import with_outcomes
+from msgrpo_lab.sampler.refill import Refilling, merge_rollouts
+from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, episode_generators, generator, refill_seed
+from msgrpo_lab.types import Credit, RolloutBatch, Sampling, TrainBatch
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -100,8 +103,17 @@ class RolloutDataModule(L.LightningDataModule):
 
     def collect(self, epoch: int, version: int) -> RolloutBatch:
         """The rollout of an epoch, by the policy after `version` updates."""
-        env_seeds = generator(self.seed, "env_seeds", epoch).integers(FIRST_HELD_OUT_SEED, size=self.num_groups)
-        members = generator(self.seed, "members", epoch).integers(2**31, size=self.num_groups * self.group_size)
+        return self._play(epoch, version, seed=self.seed, num_groups=self.num_groups)
+
+    def refill(self, epoch: int, version: int, number: int, wanted: int) -> RolloutBatch:
+        """Refill `number` ≥ 1 of an epoch: whole groups for `wanted` episodes, at most as many as in a rollout."""
+        groups = min(self.num_groups, math.ceil(wanted / self.group_size))
+        return self._play(epoch, version, seed=refill_seed(self.seed, epoch, number), num_groups=groups)
+
+    def _play(self, epoch: int, version: int, *, seed: int, num_groups: int) -> RolloutBatch:
+        """`num_groups` groups by the policy after `version` updates; all draws are of `seed` and the epoch."""
+        env_seeds = generator(seed, "env_seeds", epoch).integers(FIRST_HELD_OUT_SEED, size=num_groups)
+        members = generator(seed, "members", epoch).integers(2**31, size=num_groups * self.group_size)
         self.engine.sync(self.policy, version)
         return self.collector.collect(
             seeds=env_seeds.tolist(),
@@ -109,16 +121,33 @@ class RolloutDataModule(L.LightningDataModule):
             members=members.tolist(),
             engine=self.engine,
             sampling=self.sampling,
-            rngs=episode_generators(self.seed, "engine", epoch, len(members)),
+            rngs=episode_generators(seed, "engine", epoch, len(members)),
             observers=self.observers,
         )
+
+    def assign(self, rollout: RolloutBatch) -> Credit:
+        """The credit of a rollout, with what samplers need beside it."""
+        return with_outcomes(rollout, self.credit(rollout))
+
+    def pool(self, epoch: int, version: int) -> tuple[RolloutBatch, int]:
+        """The episodes to draw from: the epoch's rollout, and as many refills as the sampler asks for."""
+        rollout, refills = self.collect(epoch, version), 0
+        while isinstance(self.sampler, Refilling):
+            wanted = self.sampler.episodes_wanted(
+                self.assign(rollout), rollout.group_index, self.sampler.num_episodes, refills
+            )
+            if wanted <= 0:
+                break
+            refills += 1
+            rollout = merge_rollouts(rollout, self.refill(epoch, version, refills, wanted))
+        return rollout, refills
 
     def batches(self, epoch: int, version: int) -> Iterator[TrainBatch]:
         """Collects, credits, draws, and yields one batch an optimiser step."""
         started = time.perf_counter()
-        rollout = self.collect(epoch, version)
+        rollout, refills = self.pool(epoch, version)
         collected = time.perf_counter()
-        credit = self.credit(rollout)
+        credit = self.assign(rollout)
         selection = self.sampler(
             credit, rollout.group_index, self.sampler.num_episodes, generator(self.seed, "sampler", epoch)
         )
@@ -139,6 +168,7 @@ class RolloutDataModule(L.LightningDataModule):
             "train/env_steps": float(self.env_steps),
             "train/episodes": float(self.episodes),
             "train/drawn_episodes": float(len(selection.index)),
+            "train/refills": float(refills),
             **diagnose(credit, selection),
             **{f"perf/{name}": value for name, value in self.engine.metrics().items()},
             "perf/rollout_s": rollout_s,

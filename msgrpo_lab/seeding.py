@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-Stream = Literal["env_seeds", "members", "engine", "sampler", "data_order", "evaluation", "reference"]
+Stream = Literal["env_seeds", "members", "engine", "sampler", "data_order", "evaluation", "reference", "refill"]
 
 _STREAMS: dict[Stream, int] = {
     "env_seeds": 0,
@@ -21,6 +21,7 @@ _STREAMS: dict[Stream, int] = {
     "data_order": 4,
     "evaluation": 5,
     "reference": 6,
+    "refill": 7,
 }
 
 FIRST_HELD_OUT_SEED = 10_000_000
@@ -41,6 +42,13 @@ def episode_generators(seed: int, stream: Stream, epoch: int, count: int) -> lis
     key = np.random.SeedSequence(seed, spawn_key=(_STREAMS[stream], epoch)).generate_state(2, np.uint64)
     philox = partial(np.random.Philox, key=key)
     return [np.random.Generator(philox(counter=[0, 0, 0, episode])) for episode in range(count)]
+
+
+def refill_seed(seed: int, epoch: int, refill: int) -> int:
+    """The seed that every draw of an epoch's refill number `refill` ≥ 1 is made with, as the first rollout's are with
+    the run's: a function of its arguments alone, so a resumed run refills alike.
+    """
+    return int(generator(seed, "refill", epoch).integers(2**63, size=refill, dtype=np.uint64)[-1])
 
 
 def held_out_seeds(count: int) -> list[int]:

@@ -1,7 +1,9 @@
-"""What an episode sampler is, and the one way in which all of them draw.
+"""What an episode sampler is, and draws by probability.
 
 A sampler is a frozen dataclass that decides the single-draw probabilities p_i; `select` then draws, works out how often
-each episode is to be expected among the drawn, and weights them.
+each episode is to be expected among the drawn, and weights them. Samplers that prefer some classes of episodes draw by
+`strata.select_tiers` or `strata.select_strata` instead. All draw exactly K episodes, so that an ablation compares like
+with like.
 """
 
 from __future__ import annotations
@@ -133,15 +135,27 @@ def select(
 ) -> Selection:
     """Draws K episodes by the single-draw probabilities `prob_E` and weights them.
 
-    With importance weights, weight_i = (K/E) / inclusion_i, so that (1/K) Σ_drawn weight_i f_i estimates the pool's
-    mean (1/E) Σ_i f_i (Horvitz and Thompson 1952): with replacement without bias, otherwise up to the error of
-    `inclusion_of`.
-    Episodes that can never be drawn are left out of that mean; under `AbsAdvantage` with floor 0 these have advantage 0
-    and no policy gradient, but they do have a KL and an entropy term. Uniform sampling gives weight 1.
+    See `weigh` for the weights. Episodes that can never be drawn are left out of the mean that these estimate; under
+    `AbsAdvantage` with floor 0 such episodes have advantage 0 and no policy gradient, but a KL and an entropy term.
     """
     index_K = draw(prob_E, num_episodes, rng, replace=replace)
     inclusion_E = inclusion_of(prob_E, num_episodes, replace=replace)
-    weight_K = np.ones(num_episodes)
+    return weigh(index_K, prob_E, inclusion_E, importance_weights=importance_weights)
+
+
+def weigh(
+    index_K: Int[np.ndarray, " K"],
+    prob_E: Float[np.ndarray, " E"],
+    inclusion_E: Float[np.ndarray, " E"],
+    *,
+    importance_weights: bool,
+) -> Selection:
+    """A draw with its loss weights: 1 each, or weight_i = (K/E) / inclusion_i.
+
+    With the latter, (1/K) Σ_drawn weight_i f_i estimates the pool's mean (1/E) Σ_i f_i (Horvitz and Thompson 1952):
+    without bias where the inclusion is exact and no episode's is 0, otherwise up to the error of `inclusion_of`.
+    """
+    weight_K = np.ones(index_K.size)
     if importance_weights:
-        weight_K = num_episodes / prob_E.size / inclusion_E[index_K]
+        weight_K = index_K.size / prob_E.size / inclusion_E[index_K]
     return Selection(index=index_K, prob=prob_E, weight=weight_K, inclusion=inclusion_E)

@@ -13,12 +13,24 @@ from msgrpo_lab.types import Credit
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "sampler"
 PATHS = sorted(CONF.glob("*.yaml"))
+
+
+def configured(path, **changes):
+    """The sampler of a file, with the changes to keys that it has; `replace` is False where a sampler never does."""
+    config = OmegaConf.load(path)
+    return instantiate(config, **{key: value for key, value in changes.items() if key in config})
+
+
+def replaces(sampler):
+    return getattr(sampler, "replace", False)
+
+
 SAMPLERS = {
-    f"{path.stem}-{'with' if replace else 'without'}{'-weighted' if weighted else ''}": instantiate(
-        OmegaConf.load(path), num_episodes=6, replace=replace, importance_weights=weighted
+    f"{path.stem}-{'with' if replace else 'without'}{'-weighted' if weighted else ''}": configured(
+        path, num_episodes=6, replace=replace, importance_weights=weighted
     )
     for path in PATHS
-    for replace in (False, True)
+    for replace in ((False, True) if "replace" in OmegaConf.load(path) else (False,))
     for weighted in (False, True)
 }
 EVERY_SAMPLER = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
@@ -34,15 +46,28 @@ EVERY_POOL = pytest.mark.parametrize("adv", POOLS.values(), ids=POOLS.keys())
 
 
 def credit_of(adv):
-    return Credit(turn_adv=adv[:, None], turn_mask=np.ones((adv.size, 1), dtype=bool), episode_adv=adv)
+    """Returns are the advantages; an episode succeeds where its advantage is above −0.2."""
+    return Credit(
+        turn_adv=adv[:, None],
+        turn_mask=np.ones((adv.size, 1), dtype=bool),
+        episode_adv=adv,
+        episode_return=adv,
+        episode_success=adv > -0.2,
+    )
+
+
+def groups(size):
+    return np.arange(size) // 4
 
 
 def sample(sampler, adv, count, seed=0):
-    return sampler(credit_of(adv), np.arange(adv.size) // 4, count, np.random.default_rng(seed))
+    return sampler(credit_of(adv), groups(adv.size), count, np.random.default_rng(seed))
 
 
 def test_there_are_configured_samplers():
-    assert {"uniform", "abs_adv"} <= {path.stem for path in PATHS}
+    assert {path.stem for path in PATHS} >= {
+        "uniform", "abs_adv", "pods", "dash", "dynamic", "top_variance", "outcome_gated", "positive_only"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -61,7 +86,7 @@ def test_probabilities_and_inclusion_add_up(sampler, adv):
     assert selection.inclusion.sum() == pytest.approx(6.0, abs=1e-9)
     assert selection.prob.min() >= 0.0
     assert selection.inclusion.min() >= 0.0
-    if not sampler.replace:
+    if not replaces(sampler):
         assert selection.inclusion.max() <= 1.0 + 1e-12
 
 
@@ -76,7 +101,7 @@ def test_count_range_and_duplicates(sampler, adv, count):
     assert selection.index.max() < 16
     assert np.isfinite(selection.weight).all()
     assert (selection.weight > 0.0).all()
-    if not sampler.replace:
+    if not replaces(sampler):
         assert np.unique(selection.index).size == count
 
 
@@ -84,7 +109,8 @@ def test_count_range_and_duplicates(sampler, adv, count):
 @EVERY_POOL
 def test_permutation_equivariance(sampler, adv):
     order = np.random.default_rng(5).permutation(16)
-    before, after = sample(sampler, adv, 6), sample(sampler, adv[order], 6)
+    before = sample(sampler, adv, 6)
+    after = sampler(credit_of(adv[order]), groups(16)[order], 6, np.random.default_rng(1))
     np.testing.assert_allclose(after.prob, before.prob[order], atol=1e-12)
     np.testing.assert_allclose(after.inclusion, before.inclusion[order], atol=1e-9)
 
@@ -126,7 +152,7 @@ def test_a_pool_of_one(sampler, adv):
     np.testing.assert_array_equal(selection.weight, [1.0])
 
 
-@pytest.mark.parametrize("sampler", [s for s in SAMPLERS.values() if not s.replace], ids=repr)
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS.values() if not replaces(s)], ids=repr)
 @EVERY_POOL
 def test_the_whole_pool_without_replacement(sampler, adv):
     selection = sample(sampler, adv, 16)
@@ -153,7 +179,7 @@ def test_frequency_of_drawing_is_the_reported_inclusion(sampler):
     adv, drawn = POOLS["normal"], np.zeros(16)
     rng = np.random.default_rng(0)
     for _ in range(4000):
-        selection = sampler(credit_of(adv), np.arange(16) // 4, 6, rng)
+        selection = sampler(credit_of(adv), groups(16), 6, rng)
         np.add.at(drawn, selection.index, 1)
     # Five standard errors of a Bernoulli mean, 5·0.5/√4000 = 0.04, and the approximation's 0.01 at this size.
     np.testing.assert_allclose(drawn / 4000, selection.inclusion, rtol=0, atol=0.05)
