@@ -6,7 +6,7 @@ of arrays; a rule only chooses among them.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -19,8 +19,17 @@ INVARIANCES = {
     "group_independence": "a group's advantages do not depend on the rewards of other groups",
     "return_shift": "adding a constant a group to the last reward of each of its episodes changes nothing",
     "reward_scale": "multiplying all rewards by a positive number changes nothing, up to δ",
+    "state_relabel": "other names for the same states change nothing",
+    "state_blind": "which states were met plays no part",
 }
-"""Names a rule may declare in `invariances`; the conformance tests check each that is declared."""
+"""Names a rule may declare in `invariances`; the conformance tests check each that is declared, and that what is not
+declared does not hold either."""
+
+ALWAYS = frozenset({"episode_permutation", "group_relabel", "state_relabel"})
+"""What holds for every rule whatever its arguments: names carry no information."""
+
+Normalise = Literal["std", "none"]
+"""Divide a deviation by the spread of what the baseline is the mean of, or leave it in the unit of the reward."""
 
 ROUNDING = 1e-12
 """A deviation from the group mean below this share of the summed |reward| is rounding, and becomes exactly 0."""
@@ -82,6 +91,18 @@ def rewards_of(batch: RolloutBatch) -> Rewards:
     return Rewards(reward_ET, mask_ET)
 
 
+def drop_rounding(
+    value_N: Float[np.ndarray, " N"], group_N: Int[np.ndarray, " N"], *, magnitude_N: Float[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"]:
+    """The values, with those of at most `ROUNDING` times the largest magnitude of their group set to exactly 0.
+
+    `group_N` numbers the groups from 0 up; `magnitude_N` is as in `centre_by_group`.
+    """
+    magnitude_G = np.zeros(group_N.max(initial=-1) + 1)
+    np.maximum.at(magnitude_G, group_N, magnitude_N)
+    return np.where(np.abs(value_N) <= ROUNDING * magnitude_G[group_N], 0.0, value_N)
+
+
 def centre_by_group(
     value_N: Float[np.ndarray, " N"],
     group_N: Int[np.ndarray, " N"],
@@ -107,15 +128,54 @@ def centre_by_group(
             "all must be the same [N]"
         )
     weight_N = np.ones_like(value_N) if weight_N is None else weight_N
-    label_G, group_N = np.unique(group_N, return_inverse=True)
+    _, group_N = np.unique(group_N, return_inverse=True)
     total_G = np.bincount(group_N, weight_N)
     mean_G = np.bincount(group_N, weight_N * value_N) / total_G
-    magnitude_G = np.zeros(label_G.size)
-    np.maximum.at(magnitude_G, group_N, magnitude_N)
-    centred_N = value_N - mean_G[group_N]
-    centred_N[np.abs(centred_N) <= ROUNDING * magnitude_G[group_N]] = 0.0
+    centred_N = drop_rounding(value_N - mean_G[group_N], group_N, magnitude_N=magnitude_N)
     std_G = np.sqrt(np.bincount(group_N, weight_N * centred_N**2) / total_G)
     return Centred(centred_N, std_G[group_N])
+
+
+def relative_to_group(
+    value_N: Float[np.ndarray, " N"],
+    group_N: Int[np.ndarray, " N"],
+    *,
+    magnitude_N: Float[np.ndarray, " N"],
+    weight_N: Float[np.ndarray, " N"] | None = None,
+    normalise: Normalise,
+    delta: float,
+    min_std: float,
+) -> Float[np.ndarray, " N"]:
+    """Advantage of each value relative to its group: (value − mean) / (max(std, min_std) + δ), or the deviation alone.
+
+    Mean and std are those of `centre_by_group`, whose arguments these are; a group without spread gives exactly 0.
+    """
+    centred_N, std_N = centre_by_group(value_N, group_N, magnitude_N=magnitude_N, weight_N=weight_N)
+    if normalise == "none":
+        return centred_N
+    advantage_N: Float[np.ndarray, " N"] = centred_N / (np.maximum(std_N, min_std) + delta)
+    return advantage_N
+
+
+def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuses a named option that does not exist.
+
+    Raises:
+        ValueError: one line that names the key, its value and what is allowed.
+    """
+    if value not in allowed:
+        raise ValueError(f"credit.{key}={value!r} is unknown: use one of {', '.join(allowed)}")
+
+
+def check_between(key: str, value: float, low: float, high: float, meaning: str) -> None:
+    """Refuses a number outside [low, high]; `meaning` tells what the usual value stands for.
+
+    Raises:
+        ValueError: one line that names the key, its value and the range.
+    """
+    if not low <= value <= high or not np.isfinite(value):
+        bounds = f"lie in [{low:g}, {high:g}]" if np.isfinite(high) else f"be finite and at least {low:g}"
+        raise ValueError(f"credit.{key}={value} must {bounds}: {meaning}")
 
 
 def check_normaliser(normalise: str, allowed: tuple[str, ...], delta: float, min_std: float) -> None:
@@ -124,9 +184,7 @@ def check_normaliser(normalise: str, allowed: tuple[str, ...], delta: float, min
     Raises:
         ValueError: one line that names the key, its value and what is allowed.
     """
-    if normalise not in allowed:
-        raise ValueError(f"credit.normalise={normalise!r} is unknown: use one of {', '.join(allowed)}")
+    check_choice("normalise", normalise, allowed)
     if not 0.0 < delta < float("inf"):
         raise ValueError(f"credit.delta={delta} must be positive and finite: 1e-6 is the reference value")
-    if not 0.0 <= min_std < float("inf"):
-        raise ValueError(f"credit.min_std={min_std} must be finite and at least 0: 0 is the paper's rule")
+    check_between("min_std", min_std, 0.0, float("inf"), "0 is the paper's rule")

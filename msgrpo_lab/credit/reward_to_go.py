@@ -1,13 +1,15 @@
-"""Reward-to-go: a turn is credited with what came after it, relative to the group.
+"""Reward-to-go: a turn is credited with what came after it, relative to a baseline.
 
-Which baseline? Both of these are in use, so the choice is an argument:
+Which baseline? All of these are in use, so the choice is an argument:
 
 - `group` (default): one mean and one spread over all turns of all episodes of the group, as GRPO with process
   supervision takes them (DeepSeekMath, arXiv 2402.03300, section 4.1.3; there on step rewards before summing, here on
-  the sums). With one reward at the end, γ = 1 and `episode` weighting the rule is then MS-GRPO exactly.
+  the sums). With one reward at the end and γ = 1 the rule is then MS-GRPO of the same `baseline_weighting` exactly.
 - `turn`: mean and spread over the group's episodes that still play at the same turn, the time-dependent baseline of the
   policy-gradient literature (Williams 1992; Greensmith et al. 2004). It takes out what early turns earn more than late
   ones merely for being early, but late turns are compared with few survivors, and a lone survivor gets 0.
+- `batch`: one mean and one spread over all turns of the whole rollout: return batch normalisation, ReBN (GEM,
+  arXiv 2510.01051). Needs no groups, and credits a turn for having been met on an easy map.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from msgrpo_lab.credit.base import centre_by_group, check_normaliser, rewards_of
-from msgrpo_lab.credit.episode_return import episode_advantage
+from msgrpo_lab.credit.base import ALWAYS, centre_by_group, check_between, check_choice, check_normaliser
+from msgrpo_lab.credit.episode_return import turn_credit
+from msgrpo_lab.credit.turns import Turns, Weighting, check_weighting, pairs_of, turn_weights, turns_of
 from msgrpo_lab.types import Credit, RolloutBatch
+
+Baseline = Literal["group", "turn", "batch"]
 
 
 def reward_to_go(reward_ET: Float[np.ndarray, "E T"], gamma: float) -> Float[np.ndarray, "E T"]:
@@ -36,23 +41,58 @@ def reward_to_go(reward_ET: Float[np.ndarray, "E T"], gamma: float) -> Float[np.
     return return_ET
 
 
+def turn_returns(turns: Turns, gamma: float) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """G_{i,t} of every played turn, and the same sum of |r|, the scale of its rounding error."""
+    return reward_to_go(turns.reward, gamma)[turns.mask], reward_to_go(np.abs(turns.reward), gamma)[turns.mask]
+
+
+def turn_return_advantage(
+    batch: RolloutBatch,
+    turns: Turns,
+    *,
+    gamma: float,
+    normalise: Literal["std", "batch", "none"],
+    baseline: Baseline,
+    baseline_weighting: Weighting,
+    delta: float,
+    min_std: float,
+) -> Float[np.ndarray, " N"]:
+    """(G_{i,t} − baseline) / (max(spread, min_std) + δ) of every played turn; the arguments are those of
+    `RewardToGo`."""
+    everything_N = np.zeros_like(turns.group)
+    statistic_N: dict[Baseline, Int[np.ndarray, " N"]] = {
+        "group": turns.group,
+        "turn": pairs_of(turns.group, turns.turn),
+        "batch": everything_N,
+    }
+    return_N, magnitude_N = turn_returns(turns, gamma)
+    weight_N = turn_weights(batch, turns, statistic_N[baseline], baseline_weighting)
+    centred_N, std_N = centre_by_group(return_N, statistic_N[baseline], magnitude_N=magnitude_N, weight_N=weight_N)
+    if normalise == "batch":
+        batch_weight_N = turn_weights(batch, turns, everything_N, baseline_weighting)
+        std_N = np.full_like(std_N, np.sqrt(np.average(centred_N**2, weights=batch_weight_N)))
+    scale_N = 1.0 if normalise == "none" else np.maximum(std_N, min_std) + delta
+    advantage_N: Float[np.ndarray, " N"] = centred_N / scale_N
+    return advantage_N
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardToGo:
     """Credit by turn return: A_{i,t} = (G_{i,t} − baseline) / (spread + δ), G_{i,t} = Σ_{s≥t} γ^{s−t} r_{i,s}.
 
-    `episode_adv`, which samplers weight by, is MS-GRPO's Â_i whatever the arguments here (γ does not enter), so that a
-    comparison of credit rules draws episodes by one rule.
+    ReBN is `baseline=batch` with `baseline_weighting=step`. `episode_adv`, which samplers weight by, is MS-GRPO's Â_i
+    whatever the arguments here (γ does not enter), so that a comparison of credit rules draws episodes by one rule.
     """
 
     gamma: float = 1.0
     """Discount a turn, in [0, 1] [D]; 1 agrees with the undiscounted episode return."""
     normalise: Literal["std", "batch", "none"] = "std"
     """Divide by the std of the values the baseline is the mean of, by that of the whole batch, or by nothing [D]."""
-    baseline: Literal["group", "turn"] = "group"
-    """Mean over all turns of the group, or over the group's turns with the same index [D]."""
-    baseline_weighting: Literal["step", "episode"] = "episode"
-    """What the group's and the batch's statistics count alike: every turn, or every episode (a turn of a T-turn episode
-    then weighs 1/T) [D]. The `turn` baseline counts every episode that still plays once either way."""
+    baseline: Baseline = "group"
+    """Mean over all turns of the group, over the group's turns with the same index, or over the whole batch [D]."""
+    baseline_weighting: Weighting = "episode"
+    """What the baseline's and the batch's statistics count alike [D]. For the `turn` baseline every episode has one
+    turn in a statistic, so `episode` and `step` are the same there."""
     delta: float = 1e-6
     """Added to the std [D]."""
     min_std: float = 0.0
@@ -61,53 +101,33 @@ class RewardToGo:
     def __post_init__(self) -> None:
         """Raises ValueError on arguments outside their range."""
         check_normaliser(self.normalise, ("std", "batch", "none"), self.delta, self.min_std)
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"credit.gamma={self.gamma} must lie in [0, 1]: 1 is the undiscounted return")
-        if self.baseline not in ("group", "turn"):
-            raise ValueError(f"credit.baseline={self.baseline!r} is unknown: use one of group, turn")
-        if self.baseline_weighting not in ("step", "episode"):
-            raise ValueError(
-                f"credit.baseline_weighting={self.baseline_weighting!r} is unknown: use one of step, episode"
-            )
+        check_between("gamma", self.gamma, 0.0, 1.0, "1 is the undiscounted return")
+        check_choice("baseline", self.baseline, ("group", "turn", "batch"))
+        check_weighting(self.baseline_weighting)
 
     @property
     def invariances(self) -> frozenset[str]:
-        """Depends on the arguments: a batch spread couples groups, and only undiscounted sums shift alike."""
-        names = {"episode_permutation", "group_relabel"}
-        if self.normalise != "batch":
+        """Depends on the arguments: batch statistics couple groups, and only undiscounted sums shift alike."""
+        names = {"state_blind"}
+        if self.normalise != "batch" and self.baseline != "batch":
             names.add("group_independence")
-        if self.gamma == 1.0:
+        if self.gamma == 1.0 and self.baseline != "batch":
             names.add("return_shift")
         if self.normalise != "none" and self.min_std == 0.0:
             names.add("reward_scale")
-        return frozenset(names)
+        return ALWAYS | names
 
     def __call__(self, batch: RolloutBatch) -> Credit:
         """Advantages `[E, T]` from turn returns; `episode_adv` is MS-GRPO's."""
-        rewards = rewards_of(batch)
-        mask_ET = rewards.mask
-        num_episodes, num_turns = mask_ET.shape
-        _, group_E = np.unique(batch.group_index, return_inverse=True)
-        turn_ET = np.broadcast_to(np.arange(num_turns), mask_ET.shape)
-        group_ET = np.broadcast_to(group_E[:, None], mask_ET.shape)
-        if self.baseline == "turn":
-            group_ET = group_ET * num_turns + turn_ET
-        weight_E = 1.0 / mask_ET.sum(axis=1) if self.baseline_weighting == "episode" else np.ones(num_episodes)
-        weight_N = np.broadcast_to(weight_E[:, None], mask_ET.shape)[mask_ET]
-
-        centred_N, std_N = centre_by_group(
-            reward_to_go(rewards.reward, self.gamma)[mask_ET],
-            group_ET[mask_ET],
-            magnitude_N=reward_to_go(np.abs(rewards.reward), self.gamma)[mask_ET],
-            weight_N=weight_N if self.baseline == "group" else None,
+        turns = turns_of(batch)
+        adv_N = turn_return_advantage(
+            batch,
+            turns,
+            gamma=self.gamma,
+            normalise=self.normalise,
+            baseline=self.baseline,
+            baseline_weighting=self.baseline_weighting,
+            delta=self.delta,
+            min_std=self.min_std,
         )
-        if self.normalise == "batch":
-            std_N = np.sqrt(np.average(centred_N**2, weights=weight_N))
-        scale_N = 1.0 if self.normalise == "none" else np.maximum(std_N, self.min_std) + self.delta
-        adv_ET = np.zeros(mask_ET.shape)
-        adv_ET[mask_ET] = centred_N / scale_N
-        return Credit(
-            turn_adv=adv_ET,
-            turn_mask=mask_ET,
-            episode_adv=episode_advantage(rewards, batch.group_index, delta=self.delta, min_std=self.min_std),
-        )
+        return turn_credit(adv_N, turns, batch, delta=self.delta, min_std=self.min_std)

@@ -4,42 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from credit_made import Played, batch_of, rollout_of
 
 from msgrpo_lab.credit.base import Rewards, centre_by_group, rewards_of
 from msgrpo_lab.credit.episode_return import EpisodeReturn, episode_advantage
-from msgrpo_lab.types import Completion, Episode, ParsedAction, RolloutBatch, Turn
-
-
-def batch_of(rewards, group_index):
-    """A rollout with these rewards, one list an episode; everything else is filler."""
-    ids = np.array([0])
-    completion = Completion(
-        prompt_ids=ids, token_ids=ids, logprobs=np.zeros(1), text="", finish_reason="stop", policy_version=0
-    )
-    parsed = ParsedAction(action=0, span=(0, 0), error=None)
-    episodes = tuple(
-        Episode(
-            group_id=int(group),
-            seed=0,
-            turns=tuple(
-                Turn(
-                    observation="",
-                    state_key=0,
-                    completion=completion,
-                    parsed=parsed,
-                    executed_action=0,
-                    reward=r,
-                    game_reward=0.0,
-                )
-                for r in row
-            ),
-            terminated=True,
-            truncated=False,
-            success=False,
-        )
-        for row, group in zip(rewards, group_index, strict=True)
-    )
-    return RolloutBatch(episodes=episodes, group_index=np.array(group_index))
+from msgrpo_lab.types import RolloutBatch
 
 
 def test_one_success_of_four():
@@ -92,6 +61,28 @@ def test_min_std_keeps_a_nearly_equal_group_small():
 def test_min_std_leaves_a_wide_group_alone():
     batch = batch_of([[0.0], [1.0]], [0, 0])
     np.testing.assert_array_equal(EpisodeReturn(min_std=0.5)(batch).episode_adv, EpisodeReturn()(batch).episode_adv)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"),
+    [
+        ("episode", [0.5, -0.5]),  # mean of R = (1, 0) is 1/2
+        ("step", [0.25, -0.75]),  # 3 turns and 1: mean 3/4
+        ("token", [0.4, -0.6]),  # 6 tokens and 4: mean 6/10
+    ],
+)
+def test_what_the_groups_mean_counts_alike(weighting, expected):
+    batch = rollout_of([Played(rewards=[0.0, 0.0, 1.0], tokens=[1, 2, 3]), Played(rewards=[0.0], tokens=[4])], [0, 0])
+    credit = EpisodeReturn(normalise="none", baseline_weighting=weighting)(batch)
+    np.testing.assert_allclose(credit.episode_adv, expected, atol=1e-15)
+
+
+def test_the_groups_std_is_weighted_as_its_mean():
+    # R = (1, 0) weighing 3 and 1: variance (3/16 + 9/16)/4 = 3/16, std 0.4330127018922193.
+    batch = batch_of([[0.0, 0.0, 1.0], [0.0]], [0, 0])
+    std = 0.4330127018922193 + 1e-6
+    credit = EpisodeReturn(baseline_weighting="step")(batch)
+    np.testing.assert_allclose(credit.episode_adv, [0.25 / std, -0.75 / std], atol=1e-12)
 
 
 def test_delta_enters_once():
@@ -165,6 +156,7 @@ def test_array_function_and_rule_agree():
     ("arguments", "message"),
     [
         ({"normalise": "median"}, r"credit\.normalise='median'.*std, none"),
+        ({"baseline_weighting": "row"}, r"credit\.baseline_weighting='row'.*episode, step, token"),
         ({"delta": 0.0}, r"credit\.delta=0\.0.*positive"),
         ({"delta": float("nan")}, r"credit\.delta=nan"),
         ({"min_std": -1.0}, r"credit\.min_std=-1\.0.*at least 0"),

@@ -4,42 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from credit_made import Played, batch_of, rollout_of
 
 from msgrpo_lab.credit.episode_return import EpisodeReturn
 from msgrpo_lab.credit.reward_to_go import RewardToGo, reward_to_go
-from msgrpo_lab.types import Completion, Episode, ParsedAction, RolloutBatch, Turn
-
-
-def batch_of(rewards, group_index):
-    """A rollout with these rewards, one list an episode; everything else is filler."""
-    ids = np.array([0])
-    completion = Completion(
-        prompt_ids=ids, token_ids=ids, logprobs=np.zeros(1), text="", finish_reason="stop", policy_version=0
-    )
-    parsed = ParsedAction(action=0, span=(0, 0), error=None)
-    episodes = tuple(
-        Episode(
-            group_id=int(group),
-            seed=0,
-            turns=tuple(
-                Turn(
-                    observation="",
-                    state_key=0,
-                    completion=completion,
-                    parsed=parsed,
-                    executed_action=0,
-                    reward=r,
-                    game_reward=0.0,
-                )
-                for r in row
-            ),
-            terminated=True,
-            truncated=False,
-            success=False,
-        )
-        for row, group in zip(rewards, group_index, strict=True)
-    )
-    return RolloutBatch(episodes=episodes, group_index=np.array(group_index))
 
 
 @pytest.mark.parametrize(
@@ -101,6 +69,38 @@ def test_discount_enters_turn_returns():
     np.testing.assert_allclose(credit.turn_adv, [[0.0, 0.5], [-0.5, 0.0]], atol=1e-15)
 
 
+def test_group_baseline_weighted_by_token():
+    # 1, 3 and 2 completion tokens: mean (4 + 9 + 4)/6 = 17/6 → deviations 7/6, 1/6, −5/6,
+    # variance (49 + 3 + 50)/36/6 = 102/216, std 0.687184270936277.
+    batch = rollout_of([Played(rewards=[1.0, 3.0], tokens=[1, 3]), Played(rewards=[2.0], tokens=[2])], [0, 0])
+    plain = RewardToGo(normalise="none", baseline_weighting="token")(batch)
+    np.testing.assert_allclose(plain.turn_adv, [[7 / 6, 1 / 6], [-5 / 6, 0.0]], atol=1e-15)
+    std = 0.687184270936277 + 1e-6
+    credit = RewardToGo(baseline_weighting="token")(batch)
+    np.testing.assert_allclose(credit.turn_adv, [[7 / 6 / std, 1 / 6 / std], [-5 / 6 / std, 0.0]], atol=1e-12)
+
+
+def test_a_completion_without_tokens_cannot_be_counted_by_tokens():
+    batch = rollout_of([Played(rewards=[1.0, 3.0], tokens=[1, 0])], [0])
+    with pytest.raises(ValueError, match=r"baseline_weighting=token.*without tokens; use step or episode"):
+        RewardToGo(baseline_weighting="token")(batch)
+
+
+def test_return_batch_normalisation():
+    # Two groups; turn returns (4, 3), (2), (7) as rows of one batch: mean 4, deviations 0, −1, −2, 3,
+    # variance (0 + 1 + 4 + 9)/4 = 3.5, std 1.870828693386971.
+    credit = RewardToGo(baseline="batch", baseline_weighting="step")(batch_of([[1.0, 3.0], [2.0], [7.0]], [0, 0, 1]))
+    std = 1.870828693386971 + 1e-6
+    np.testing.assert_allclose(credit.turn_adv, [[0.0, -1 / std], [-2 / std, 0.0], [3 / std, 0.0]], atol=1e-12)
+
+
+def test_batch_baseline_weighted_by_episode():
+    # Weights 1/2, 1/2, 1, 1: mean (2 + 1.5 + 2 + 7)/3 = 12.5/3.
+    credit = RewardToGo(baseline="batch", normalise="none")(batch_of([[1.0, 3.0], [2.0], [7.0]], [0, 0, 1]))
+    mean = 12.5 / 3
+    np.testing.assert_allclose(credit.turn_adv, [[4 - mean, 3 - mean], [2 - mean, 0.0], [7 - mean, 0.0]], atol=1e-12)
+
+
 def test_batch_spread_is_shared_by_the_groups():
     # Group 0: returns (0, 2), deviations ∓1. Group 1: (0, 6), deviations ∓3. Batch variance (1 + 1 + 9 + 9)/4 = 5,
     # std 2.23606797749979 → ∓0.447213…, ∓1.341640…
@@ -126,6 +126,19 @@ def test_one_reward_at_the_end_is_ms_grpo():
     credit = RewardToGo()(batch)
     np.testing.assert_allclose(credit.turn_adv, expected.turn_adv, atol=1e-12)
     np.testing.assert_array_equal(credit.turn_mask, expected.turn_mask)
+
+
+@pytest.mark.parametrize("weighting", ["episode", "step", "token"])
+def test_one_reward_at_the_end_is_ms_grpo_of_the_same_weighting(weighting):
+    batch = rollout_of(
+        [Played(rewards=[0.0, 0.0, 1.0], tokens=[1, 2, 3]), Played(rewards=[0.0]), Played(rewards=[0.0, 0.5])],
+        [0, 0, 0],
+    )
+    np.testing.assert_allclose(
+        RewardToGo(baseline_weighting=weighting)(batch).turn_adv,
+        EpisodeReturn(baseline_weighting=weighting)(batch).turn_adv,
+        atol=1e-12,
+    )
 
 
 def test_step_weighting_is_not_ms_grpo_where_lengths_differ():
@@ -174,8 +187,9 @@ def test_min_std_floors_the_spread(normalise):
     [
         ({"gamma": 1.5}, r"credit\.gamma=1\.5.*\[0, 1\]"),
         ({"gamma": -0.1}, r"credit\.gamma=-0\.1"),
-        ({"baseline": "value"}, r"credit\.baseline='value'.*group, turn"),
-        ({"baseline_weighting": "token"}, r"credit\.baseline_weighting='token'.*step, episode"),
+        ({"gamma": float("nan")}, r"credit\.gamma=nan"),
+        ({"baseline": "value"}, r"credit\.baseline='value'.*group, turn, batch"),
+        ({"baseline_weighting": "row"}, r"credit\.baseline_weighting='row'.*episode, step, token"),
         ({"normalise": "max"}, r"credit\.normalise='max'.*std, batch, none"),
         ({"delta": -1.0}, r"credit\.delta=-1\.0"),
     ],
