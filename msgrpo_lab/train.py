@@ -36,8 +36,10 @@ def train(config: DictConfig) -> float:
 
     from msgrpo_lab.assemble import build_lab, component
     from msgrpo_lab.callbacks.adapter import AdapterKeeper
+    from msgrpo_lab.heap import keep_freed_memory
 
     _quieten()
+    keep_freed_memory()
     choices = HydraConfig.get().runtime.choices
     folder = Path(HydraConfig.get().runtime.output_dir)
     torch.use_deterministic_algorithms(True)

@@ -129,7 +129,7 @@ class RolloutBatch:
     group_index: Int[np.ndarray, " E"]
     """Same number ⇔ same group ⇔ same initial state."""
     exact_adv: Float[np.ndarray, "E T"] | None = None
-    """A^π_t(s_t, a_t) of the sampling policy for every turn, 0 past an episode's end; None where no oracle was asked."""
+    """A^π_t(s_t, a_t) of the sampling policy for each turn, 0 past an episode's end; None where no oracle was asked."""
 
     @property
     def num_turns(self) -> Int[np.ndarray, " E"]:

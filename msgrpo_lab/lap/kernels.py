@@ -14,6 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+SCORES = 1_500_000
+"""Attention scores that are held at a time on a CPU: about a megabyte or two, what a core's own cache holds."""
+
 
 class Linear(NamedTuple):
     """One projection of a decoder: frozen or trained weight, and its LoRA adapter where it has one."""
@@ -199,37 +202,54 @@ class _Attend(torch.autograd.Function):
         ctx.axes = (rows, groups, heads // groups, width)
         q = query.reshape(rows * groups, -1, size)
         k, v = (part.reshape(rows * groups, -1, size) for part in (key, value))
+        out = torch.empty_like(q)
+        for part in _parts(ctx.axes, k):
+            torch.bmm(_probabilities(q[part], k[part], bias, scale, ctx.axes, part), v[part], out=out[part])
         ctx.save_for_backward(q, k, v, bias)
         ctx.scale = scale
-        return torch.bmm(_probabilities(q, k, bias, scale, ctx.axes), v).reshape(query.shape)
+        return out.view(query.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias = ctx.saved_tensors
         rows, groups, _, _ = ctx.axes
-        size = q.shape[-1]
-        probs = _probabilities(q, k, bias, ctx.scale, ctx.axes)
         g = grad.reshape(q.shape)
-        dv = torch.bmm(probs.transpose(1, 2), g)
-        dprobs = torch.bmm(g, v.transpose(1, 2))
-        dscores = torch.ops.aten._softmax_backward_data(dprobs, probs, -1, probs.dtype)
-        dq, dk = torch.bmm(dscores, k).mul_(ctx.scale), torch.bmm(dscores.transpose(1, 2), q).mul_(ctx.scale)
-        return (
-            dq.reshape(grad.shape),
-            dk.reshape(rows, groups, -1, size),
-            dv.reshape(rows, groups, -1, size),
-            None,
-            None,
-        )
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for part in _parts(ctx.axes, k):
+            probs = _probabilities(q[part], k[part], bias, ctx.scale, ctx.axes, part)
+            torch.bmm(probs.transpose(1, 2), g[part], out=dv[part])
+            dprobs = torch.bmm(g[part], v[part].transpose(1, 2))
+            dscores = torch.ops.aten._softmax_backward_data(dprobs, probs, -1, probs.dtype)
+            torch.bmm(dscores, k[part], out=dq[part])
+            torch.bmm(dscores.transpose(1, 2), q[part], out=dk[part])
+        shape = (rows, groups, -1, q.shape[-1])
+        return dq.mul_(ctx.scale).view(grad.shape), dk.mul_(ctx.scale).view(shape), dv.view(shape), None, None
 
 
-def _probabilities(q: Tensor, k: Tensor, bias: Tensor, scale: float, axes: tuple[int, int, int, int]) -> Tensor:
-    """[R·G, (N/G)·W, M]. One bias for all rows is added by the product itself."""
+def _parts(axes: tuple[int, int, int, int], k: Tensor) -> list[slice]:
+    """Which of the R·G products are done at a time: whole rows, or one by one where a row alone is large.
+
+    On a CPU the scores of a part stay in its cache; elsewhere fewer calls count more.
+    """
     rows, groups, repeats, width = axes
-    if len(bias) == 1:
-        scores = torch.baddbmm(bias.repeat(1, repeats, 1), q, k.transpose(1, 2), alpha=scale)
+    if k.device.type != "cpu":
+        return [slice(0, rows * groups)]
+    each = repeats * width * k.shape[1]
+    step = 1 if each * groups > SCORES else SCORES // (each * groups) * groups
+    return [slice(start, start + step) for start in range(0, rows * groups, step)]
+
+
+def _probabilities(
+    q: Tensor, k: Tensor, bias: Tensor, scale: float, axes: tuple[int, int, int, int], part: slice
+) -> Tensor:
+    """Of the products `part`, [·, (N/G)·W, M]. A bias that all of them share is added by the product itself."""
+    _, groups, repeats, width = axes
+    first, last = (0, 1) if len(bias) == 1 else (part.start // groups, -(-part.stop // groups))
+    own = bias[first:last]
+    if len(own) == 1:
+        scores = torch.baddbmm(own.repeat(1, repeats, 1), q, k.transpose(1, 2), alpha=scale)
     else:
         scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
-        scores.view(rows, groups * repeats, width, -1).add_(bias[:, None])
+        scores.view(-1, groups * repeats, width, scores.shape[-1]).add_(own[:, None])
     return torch.softmax(scores, dim=-1)

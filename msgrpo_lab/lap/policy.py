@@ -27,6 +27,7 @@ from msgrpo_lab.lap.library import LibraryDecoder, autocast
 from msgrpo_lab.lap.plan import ForwardPlan
 from msgrpo_lab.lap.rows import Sharing, plan_forward
 from msgrpo_lab.lap.sources import quiet_transformers
+from msgrpo_lab.lap.vocabulary import vocabulary_stats
 from msgrpo_lab.types import Sampling, TrainBatch
 
 log = logging.getLogger(__name__)
@@ -224,7 +225,12 @@ class LanguagePolicy(nn.Module):
         weight = self.output_weight(None if trie is None else torch.from_numpy(trie.columns).to(device))
         pair_node = torch.from_numpy(plan.pair_node).to(device)
         pair_column = torch.from_numpy(plan.pair_column).to(device)
-        pair_logprobs, node_entropy = [], []
+        pair_logprobs, node_entropy = list[torch.Tensor](), list[torch.Tensor]()
+        summed_up = not plan.plain and trie is None and rule.top_k is None and rule.top_p is None
+        if summed_up and not weight.requires_grad:
+            dtype = weight.dtype if self.compute_dtype == torch.float32 else self.compute_dtype
+            picked, spread = vocabulary_stats(hidden.to(dtype), weight, rule.temperature, pair_node, pair_column)
+            return self._spread_out(plan, columns, picked, spread[pair_node])
         for start in range(0, len(hidden), NODES_PER_CHUNK):
             stop = min(start + NODES_PER_CHUNK, len(hidden))
             first, last = plan.pair_node.searchsorted((start, stop))
@@ -236,11 +242,17 @@ class LanguagePolicy(nn.Module):
                 picked, spread = self._pick(*arguments, allowed, rule)
             pair_logprobs.append(picked)
             node_entropy.append(spread)
-        pair_of = torch.from_numpy(plan.pair_of[:, columns]).to(device)
+        return self._spread_out(plan, columns, torch.cat(pair_logprobs), torch.cat(node_entropy)[pair_node])
+
+    @staticmethod
+    def _spread_out(
+        plan: ForwardPlan, columns: slice, logprobs: Float[torch.Tensor, " Q"], spread: Float[torch.Tensor, " Q"]
+    ) -> TokenStats:
+        """From pairs to the samples that hold them."""
+        pair_of = torch.from_numpy(plan.pair_of[:, columns]).to(logprobs.device)
         # Off the completion `pair_of` points one past the last pair, at a constant 0.
-        nothing = torch.zeros(1, device=device)
-        pair_entropy = torch.cat(node_entropy)[pair_node]
-        return TokenStats(torch.cat([*pair_logprobs, nothing])[pair_of], torch.cat([pair_entropy, nothing])[pair_of])
+        nothing = torch.zeros(1, device=logprobs.device)
+        return TokenStats(torch.cat([logprobs, nothing])[pair_of], torch.cat([spread, nothing])[pair_of])
 
     def _pick(
         self,

@@ -1,0 +1,84 @@
+"""Summing up a vocabulary tile by tile gives what the whole matrix of log-probabilities gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from msgrpo_lab.lap import vocabulary
+from msgrpo_lab.lap.decoding import decoding_logprobs, entropy
+from msgrpo_lab.lap.vocabulary import vocabulary_stats
+from msgrpo_lab.types import Sampling
+
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def whole(hidden, weight, temperature, node, token):
+    logits = torch.nn.functional.linear(hidden, weight)
+    logprobs = decoding_logprobs(logits, Sampling(temperature=temperature))
+    return logprobs[node, token], entropy(logprobs)
+
+
+def case(dtype, nodes=37, width=24, tokens=211, pairs=80, spread=1.0):
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(nodes, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = (spread * torch.randn(tokens, width, generator=generator, dtype=torch.float64)).to(dtype)
+    node = torch.randint(nodes, (pairs,), generator=generator).sort().values
+    return hidden, weight, node, torch.randint(tokens, (pairs,), generator=generator)
+
+
+@pytest.fixture(params=[(512, 4096), (10, 64), (1, 1), (37, 211)], ids=str)
+def tile(request, monkeypatch):
+    monkeypatch.setitem(vocabulary.TILE, "cpu", request.param)
+
+
+@pytest.mark.usefixtures("tile")
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_and_gradient_are_those_of_the_whole_matrix(dtype, temperature):
+    hidden, weight, node, token = case(dtype)
+    along_pairs, along_nodes = torch.linspace(-1, 2, len(node)), torch.linspace(-2, 1, len(hidden))
+    results = []
+    for stats in (vocabulary_stats, whole):
+        picked, spread = stats(hidden, weight, temperature, node, token)
+        (grad,) = torch.autograd.grad((picked * along_pairs).sum() + (spread * along_nodes).sum(), hidden)
+        results.append((picked, spread, grad))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected.double(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_bfloat16_rounds_logits_as_the_whole_matrix_does():
+    hidden, weight, node, token = case(torch.bfloat16)
+    picked, spread = vocabulary_stats(hidden, weight, 1.0, node, token)
+    expected = whole(hidden, weight, 1.0, node, token)
+    assert picked.dtype == torch.float32
+    torch.testing.assert_close(picked, expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(spread, expected[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("tile")
+def test_huge_logits_stay_finite():
+    hidden, weight, node, token = case(torch.float32, spread=300.0)
+    picked, spread = vocabulary_stats(hidden, weight, 1.0, node, token)
+    expected = whole(hidden, weight, 1.0, node, token)
+    assert torch.isfinite(picked).all()
+    torch.testing.assert_close(picked, expected[0], rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(spread, expected[1], rtol=1e-5, atol=1e-4)
+    (grad,) = torch.autograd.grad(picked.sum() + spread.sum(), hidden)
+    assert torch.isfinite(grad).all()
+
+
+def test_nodes_without_a_pair_have_an_entropy_and_its_gradient():
+    hidden, weight, _, _ = case(torch.float64)
+    none = torch.zeros(0, dtype=torch.int64)
+    picked, spread = vocabulary_stats(hidden, weight, 1.0, none, none)
+    _, expected = whole(hidden, weight, 1.0, none, none)
+    assert picked.shape == (0,)
+    found, wanted = (torch.autograd.grad(total.sum(), hidden)[0] for total in (spread, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_trained_projection_is_refused():
+    hidden, weight, node, token = case(torch.float32)
+    with pytest.raises(ValueError, match="weight: a trained output projection"):
+        vocabulary_stats(hidden, weight.requires_grad_(), 1.0, node, token)
