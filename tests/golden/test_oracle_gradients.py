@@ -100,10 +100,10 @@ def reinforce(
 
 
 def test_induced_gradient_by_hand() -> None:
-    """Two episodes. The first answers 0 in row 0 with advantage 2, then 1 in row 1 with −1; the second 1 in row 0 with 3.
+    """Two episodes: one answers 0 in row 0 with advantage 2 and 1 in row 1 with −1, the other 1 in row 0 with 3.
 
-    Row 0: 2 (1 − ¼, −¼, −½) + 3 (−¼, 1 − ¼, −½)·… with π = (¼, ¼, ½): (2 − 5/4, 3 − 5/4, −5/2), halved for E = 2.
-    Row 1: −1 (−½, 1 − ½, 0), halved, with π = (½, ½, 0). What stands under the mask has no effect.
+    Row 0, π = (¼, ¼, ½): 2 (1 − ¼, −¼, −½) + 3 (−¼, 1 − ¼, −½) = (3/4, 7/4, −5/2), halved for E = 2.
+    Row 1, π = (½, ½, 0): −1 (−½, 1 − ½, 0), halved. The turn that is masked has no effect.
     """
     prob_XB = np.array([[0.25, 0.25, 0.5], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
     gradient_XB = induced_gradient(

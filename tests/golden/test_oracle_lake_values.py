@@ -55,7 +55,7 @@ def test_corridor_with_slip(horizon: int, expected: float) -> None:
     assert values.return_M[0] == pytest.approx(expected, abs=1e-15), "unshaped and always legal: return is success"
 
 
-# The same with shaping c and γ = 1: Φ = 1/2, 3/4 in cells 0, 1 (distances 2, 1 of at most 4), 0 at the goal and in holes.
+# The same with shaping c and γ = 1: Φ = 1/2, 3/4 in cells 0, 1 (distances 2, 1 of at most 4), 0 where it ends.
 #   V_1(1) = 1/2 (1 − 3c/4) + 1/4·0 + 1/4 (−3c/4) = 1/2 − 9c/16
 #   V_1(0) = 1/2 (c/4) + 1/4·0 + 1/4 (−c/2) = 0
 #   V_0(0) = 1/2 (c/4 + V_1(1)) + 1/4 V_1(0) + 1/4 (−c/2) = 1/4 − 9c/32
