@@ -7,8 +7,8 @@ paper's theorem), so trying all a finds it. What differs from the paper:
   group, as under every sampler [D].
 - The K episodes are shared out over the groups in proportion to their size; where that is not whole, a group's share is
   rounded down or up at random [D].
-- Where several subsets have the largest variance, one of them is drawn: every optimal a alike, and equal returns alike
-  [D]. So the inclusion probabilities are exact.
+- Where several subsets have the largest variance, one of them is drawn: the distinct sets of returns alike, and equal
+  returns alike [D]. So the inclusion probabilities are exact.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Scope = Literal["group", "pool"]
 def max_variance_lows(sorted_N: Float[np.ndarray, " N"], size: int) -> Int[np.ndarray, " A"]:
     """All a for which the a smallest and `size` − a largest of ascending values are a subset of largest variance.
 
-    arXiv 2504.13818: an optimal subset of this form exists. Variances are in the unit of the values, squared.
+    arXiv 2504.13818: an optimal subset of this form exists. Of several a that give the same values, the least stands.
     """
     scale = float(np.abs(sorted_N - sorted_N.mean()).max())
     unit_N = (sorted_N - sorted_N.mean()) / scale if scale > 0.0 else np.zeros_like(sorted_N)
@@ -42,7 +42,9 @@ def max_variance_lows(sorted_N: Float[np.ndarray, " N"], size: int) -> Int[np.nd
     start_A = sorted_N.size - size + low_A
     mean_A = (total_M[low_A] + total_M[-1] - total_M[start_A]) / size
     variance_A = (square_M[low_A] + square_M[-1] - square_M[start_A]) / size - mean_A**2
-    return np.flatnonzero(variance_A >= variance_A.max() - TIE)
+    # From a − 1 to a, one of the low values comes in and one of the high ones goes: nothing changes if they are equal.
+    other_A = np.concatenate([[True], sorted_N[:size] != sorted_N[sorted_N.size - size :]])
+    return np.flatnonzero((variance_A >= variance_A.max() - TIE) & other_A)
 
 
 def max_variance_inclusion(value_N: Float[np.ndarray, " N"], size: int) -> Float[np.ndarray, " N"]:

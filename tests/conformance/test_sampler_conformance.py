@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-
-from msgrpo_lab.types import Credit
+from sampler_made import credit_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "sampler"
 PATHS = sorted(CONF.glob("*.yaml"))
@@ -33,6 +32,9 @@ SAMPLERS = {
     for replace in ((False, True) if "replace" in OmegaConf.load(path) else (False,))
     for weighted in (False, True)
 }
+UNWEIGHTED = {name: sampler for name, sampler in SAMPLERS.items() if not sampler.importance_weights}
+EVERY_DRAW = pytest.mark.parametrize("sampler", UNWEIGHTED.values(), ids=UNWEIGHTED.keys())
+"""Weights change nothing about who is drawn."""
 EVERY_SAMPLER = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 POOLS = {
     "normal": np.random.default_rng(0).normal(size=16),
@@ -45,23 +47,17 @@ POOLS = {
 EVERY_POOL = pytest.mark.parametrize("adv", POOLS.values(), ids=POOLS.keys())
 
 
-def credit_of(adv):
-    """Returns are the advantages; an episode succeeds where its advantage is above −0.2."""
-    return Credit(
-        turn_adv=adv[:, None],
-        turn_mask=np.ones((adv.size, 1), dtype=bool),
-        episode_adv=adv,
-        episode_return=adv,
-        episode_success=adv > -0.2,
-    )
-
-
 def groups(size):
     return np.arange(size) // 4
 
 
+def credit_of_pool(adv):
+    """Returns are the advantages; an episode succeeds where it is not much worse than its group."""
+    return credit_of(adv, success=adv > -0.2)
+
+
 def sample(sampler, adv, count, seed=0):
-    return sampler(credit_of(adv), groups(adv.size), count, np.random.default_rng(seed))
+    return sampler(credit_of_pool(adv), groups(adv.size), count, np.random.default_rng(seed))
 
 
 def test_there_are_configured_samplers():
@@ -110,7 +106,7 @@ def test_count_range_and_duplicates(sampler, adv, count):
 def test_permutation_equivariance(sampler, adv):
     order = np.random.default_rng(5).permutation(16)
     before = sample(sampler, adv, 6)
-    after = sampler(credit_of(adv[order]), groups(16)[order], 6, np.random.default_rng(1))
+    after = sampler(credit_of_pool(adv[order]), groups(16)[order], 6, np.random.default_rng(1))
     np.testing.assert_allclose(after.prob, before.prob[order], atol=1e-12)
     np.testing.assert_allclose(after.inclusion, before.inclusion[order], atol=1e-9)
 
@@ -174,12 +170,12 @@ def test_the_advantages_are_not_changed(sampler):
     np.testing.assert_array_equal(adv, POOLS["normal"])
 
 
-@EVERY_SAMPLER
+@EVERY_DRAW
 def test_frequency_of_drawing_is_the_reported_inclusion(sampler):
     adv, drawn = POOLS["normal"], np.zeros(16)
     rng = np.random.default_rng(0)
     for _ in range(4000):
-        selection = sampler(credit_of(adv), groups(16), 6, rng)
+        selection = sampler(credit_of_pool(adv), groups(16), 6, rng)
         np.add.at(drawn, selection.index, 1)
     # Five standard errors of a Bernoulli mean, 5·0.5/√4000 = 0.04, and the approximation's 0.01 at this size.
     np.testing.assert_allclose(drawn / 4000, selection.inclusion, rtol=0, atol=0.05)
@@ -190,3 +186,33 @@ def test_importance_weights_undo_the_inclusion(sampler):
     selection = sample(sampler, POOLS["normal"], 6)
     expected = 6 / 16 / selection.inclusion[selection.index] if sampler.importance_weights else np.ones(6)
     np.testing.assert_allclose(selection.weight, expected, atol=1e-12)
+
+
+@EVERY_DRAW
+def test_groups_of_unlike_size(sampler):
+    adv, group = POOLS["normal"], np.array([5] * 1 + [2] * 9 + [9] * 2 + [0] * 4)
+    rng, drawn = np.random.default_rng(0), np.zeros(16)
+    for _ in range(2000):
+        selection = sampler(credit_of_pool(adv), group, 5, rng)
+        np.add.at(drawn, selection.index, 1)
+    assert selection.inclusion.sum() == pytest.approx(5.0, abs=1e-9)
+    np.testing.assert_allclose(drawn / 2000, selection.inclusion, rtol=0, atol=0.07)
+
+
+@EVERY_SAMPLER
+def test_group_numbers_are_only_names(sampler):
+    adv = POOLS["half-zero"]
+    one = sample(sampler, adv, 6)
+    other = sampler(credit_of_pool(adv), np.array([7, -3, 0, 99])[groups(16)], 6, np.random.default_rng(0))
+    np.testing.assert_allclose(other.inclusion, one.inclusion, atol=1e-12)
+
+
+@EVERY_DRAW
+def test_drawing_order_is_exchangeable(sampler):
+    # Any cut of the drawn is a fair mini-batch: the first place is anybody's, by inclusion/K.
+    adv, first = POOLS["normal"], np.zeros(16)
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        selection = sampler(credit_of_pool(adv), groups(16), 6, rng)
+        first[selection.index[0]] += 1
+    np.testing.assert_allclose(first / 2000, selection.inclusion / 6, rtol=0, atol=0.045)

@@ -10,114 +10,43 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_made import EVERY_LOSS, METHODS, REDUCTIONS, by_the_formula, evaluate, random_batch
 
 from msgrpo_lab.loss import MSGRPOLoss, exp_tangent, k3, ms_grpo_loss, sum_stats
-from msgrpo_lab.types import TrainBatch
 
 SEEDS = st.integers(0, 2**32 - 1)
-REDUCTIONS = ("sequence", "token", "dr_grpo")
-EVERY_REDUCTION = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 
-def random_batch(seed, dtype=torch.float64):
-    """Log-probabilities, entropies and a batch of 3 to 6 episodes of 1 to 4 turns of 0 to 5 tokens, prompts before."""
-    rng = np.random.default_rng(seed)
-    turns = rng.integers(1, 5, size=rng.integers(3, 7))
-    episode = np.repeat(np.arange(turns.size), turns)
-    prompt, length = rng.integers(1, 4, size=episode.size), rng.integers(0, 6, size=episode.size)
-    column = np.arange(8)
-    mask = torch.tensor((column >= prompt[:, None]) & (column < (prompt + length)[:, None]))
-    old = torch.tensor(-rng.exponential(size=mask.shape), dtype=dtype)
-    batch = TrainBatch(
-        input_ids=torch.tensor(rng.integers(0, 50, size=mask.shape)),
-        attention_mask=torch.tensor(column < (prompt + length)[:, None]),
-        completion_mask=mask,
-        old_logprobs=old.masked_fill(~mask, 0.0),
-        ref_logprobs=(old + 0.3 * torch.tensor(rng.normal(size=mask.shape), dtype=dtype)).masked_fill(~mask, 0.0),
-        advantage=torch.tensor(rng.normal(size=turns.size), dtype=dtype)[episode],
-        weight=torch.tensor(rng.uniform(0.3, 2.0, size=turns.size), dtype=dtype)[episode],
-        num_turns=torch.tensor(turns[episode]),
-        episode=torch.tensor(episode),
-        turn=torch.tensor(np.concatenate([np.arange(t) for t in turns])),
-        num_episodes=int(turns.size),
-        num_tokens=max(1, int(mask.sum())),
-    )
-    logp = old + 0.3 * torch.tensor(rng.normal(size=mask.shape), dtype=dtype)
-    entropy = torch.tensor(rng.uniform(0.0, 2.0, size=mask.shape), dtype=dtype)
-    return logp, entropy, batch
-
-
-def loss_with(reduction):
-    return MSGRPOLoss(reduction=reduction, constant=5.0, beta=0.1, entropy=0.03)
-
-
-def evaluate(loss, logp, entropy, batch):
-    """Statistics as floats, and the gradients in log-probabilities and entropies."""
-    logp, entropy = logp.detach().clone().requires_grad_(), entropy.detach().clone().requires_grad_()
-    stats = loss(logp, entropy, batch)
-    stats.loss.backward()
-    return torch.stack([value.detach() for value in stats]), logp.grad, entropy.grad
-
-
-def by_the_formula(logp, entropy, batch, loss):
-    """The same loss, written out sample by sample and token by token."""
-    total = 0.0
-    for s in range(logp.shape[0]):
-        tokens = torch.nonzero(batch.completion_mask[s]).flatten().tolist()
-        terms = []
-        for k in tokens:
-            ratio = math.exp(logp[s, k] - batch.old_logprobs[s, k])
-            adv = batch.advantage[s].item()
-            clipped = min(max(ratio, 1 - loss.eps_low), 1 + loss.eps_high)
-            ref = math.exp(batch.ref_logprobs[s, k] - logp[s, k])
-            terms.append(
-                min(ratio * adv, clipped * adv)
-                - loss.beta * (ref - math.log(ref) - 1)
-                + loss.entropy * entropy[s, k].item()
-            )
-        weight = batch.weight[s].item()
-        if loss.reduction == "sequence" and tokens:
-            total += weight * sum(terms) / len(tokens) / batch.num_turns[s].item() / batch.num_episodes
-        elif loss.reduction == "token":
-            total += weight * sum(terms) / batch.num_tokens
-        elif loss.reduction == "dr_grpo":
-            total += weight * sum(terms) / (batch.num_episodes * loss.constant)
-    return -total
-
-
-@EVERY_REDUCTION
+@EVERY_LOSS
 @given(seed=SEEDS)
 @settings(max_examples=30, deadline=None)
-def test_it_is_the_papers_formula(reduction, seed):
+def test_it_is_the_papers_formula(loss, seed):
     logp, entropy, batch = random_batch(seed)
-    loss = loss_with(reduction)
-    assert loss(logp, entropy, batch).loss.item() == pytest.approx(
-        by_the_formula(logp, entropy, batch, loss), abs=1e-10
-    )
+    value, gradient = by_the_formula(logp, entropy, batch, loss)
+    stats, grad, _ = evaluate(loss, logp, entropy, batch)
+    assert stats[0].item() == pytest.approx(value, abs=1e-10)
+    torch.testing.assert_close(grad, gradient, rtol=0, atol=1e-10)
 
 
-@EVERY_REDUCTION
+@EVERY_LOSS
 @given(seed=SEEDS)
 @settings(max_examples=30, deadline=None)
-def test_sample_order_does_not_matter(reduction, seed):
+def test_sample_order_does_not_matter(loss, seed):
     logp, entropy, batch = random_batch(seed)
     order = torch.tensor(np.random.default_rng(seed).permutation(logp.shape[0]))
-    value, grad, entropy_grad = evaluate(loss_with(reduction), logp, entropy, batch)
-    moved, moved_grad, moved_entropy_grad = evaluate(
-        loss_with(reduction), logp[order], entropy[order], batch.select(order)
-    )
+    value, grad, entropy_grad = evaluate(loss, logp, entropy, batch)
+    moved, moved_grad, moved_entropy_grad = evaluate(loss, logp[order], entropy[order], batch.select(order))
     torch.testing.assert_close(moved, value, rtol=0, atol=1e-12)
     torch.testing.assert_close(moved_grad, grad[order], rtol=0, atol=1e-12)
     torch.testing.assert_close(moved_entropy_grad, entropy_grad[order], rtol=0, atol=1e-12)
 
 
-@EVERY_REDUCTION
+@EVERY_LOSS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(seed=SEEDS, parts=st.integers(1, 8))
 @settings(max_examples=30, deadline=None)
-def test_micro_batches_add_up(reduction, dtype, seed, parts):
+def test_micro_batches_add_up(loss, dtype, seed, parts):
     logp, entropy, batch = random_batch(seed, dtype)
-    loss = loss_with(reduction)
     whole, grad, entropy_grad = evaluate(loss, logp, entropy, batch)
     part_of = torch.tensor(np.random.default_rng(seed).integers(parts, size=logp.shape[0]))
     logp_leaf, entropy_leaf = logp.clone().requires_grad_(), entropy.clone().requires_grad_()
@@ -131,10 +60,10 @@ def test_micro_batches_add_up(reduction, dtype, seed, parts):
     torch.testing.assert_close(entropy_leaf.grad, entropy_grad, rtol=0, atol=1e-6)
 
 
-@EVERY_REDUCTION
+@EVERY_LOSS
 @given(seed=SEEDS, before=st.integers(0, 4), after=st.integers(0, 4))
 @settings(max_examples=30, deadline=None)
-def test_padding_on_either_side_does_not_matter(reduction, seed, before, after):
+def test_padding_on_either_side_does_not_matter(loss, seed, before, after):
     logp, entropy, batch = random_batch(seed)
 
     def pad(x_SL, fill):
@@ -148,17 +77,17 @@ def test_padding_on_either_side_does_not_matter(reduction, seed, before, after):
         old_logprobs=pad(batch.old_logprobs, 0.0),
         ref_logprobs=pad(batch.ref_logprobs, 0.0),
     )
-    value, grad, _ = evaluate(loss_with(reduction), logp, entropy, batch)
-    moved, moved_grad, _ = evaluate(loss_with(reduction), pad(logp, -math.inf), pad(entropy, math.nan), padded)
+    value, grad, _ = evaluate(loss, logp, entropy, batch)
+    moved, moved_grad, _ = evaluate(loss, pad(logp, -math.inf), pad(entropy, math.nan), padded)
     torch.testing.assert_close(moved, value, rtol=0, atol=1e-12)
     torch.testing.assert_close(moved_grad[:, before : before + 8], grad, rtol=0, atol=1e-12)
     assert moved_grad.count_nonzero() == grad.count_nonzero()
 
 
-@EVERY_REDUCTION
+@EVERY_LOSS
 @given(seed=SEEDS)
 @settings(max_examples=30, deadline=None)
-def test_rolling_a_row_does_not_matter(reduction, seed):
+def test_rolling_a_row_does_not_matter(loss, seed):
     # Each row's completion stands somewhere else: the loss knows tokens by the mask, not by their column.
     logp, entropy, batch = random_batch(seed)
     shift = np.random.default_rng(seed).integers(8, size=logp.shape[0])
@@ -172,18 +101,19 @@ def test_rolling_a_row_does_not_matter(reduction, seed):
         old_logprobs=roll(batch.old_logprobs),
         ref_logprobs=roll(batch.ref_logprobs),
     )
-    value, grad, _ = evaluate(loss_with(reduction), logp, entropy, batch)
-    moved, moved_grad, _ = evaluate(loss_with(reduction), roll(logp), roll(entropy), rolled)
+    value, grad, _ = evaluate(loss, logp, entropy, batch)
+    moved, moved_grad, _ = evaluate(loss, roll(logp), roll(entropy), rolled)
     torch.testing.assert_close(moved, value, rtol=0, atol=1e-12)
     torch.testing.assert_close(moved_grad, roll(grad), rtol=0, atol=1e-12)
 
 
-@EVERY_REDUCTION
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("method", ["ms_grpo", "reinforce"])  # CISPO's stop-gradient is none, GSPO has far kinks
 @given(seed=SEEDS)
 @settings(max_examples=15, deadline=None)
-def test_gradient_is_the_finite_difference(reduction, seed):
+def test_gradient_is_the_finite_difference(method, reduction, seed):
     logp, entropy, batch = random_batch(seed)
-    loss = loss_with(reduction)
+    loss = METHODS[method](reduction=reduction, constant=5.0, beta=0.1)
     _, grad, _ = evaluate(loss, logp, entropy, batch)
     step = 1e-6
     ratio = (logp - batch.old_logprobs).exp()
@@ -194,6 +124,55 @@ def test_gradient_is_the_finite_difference(reduction, seed):
         down[s, k] -= step
         difference = loss(up, entropy, batch).loss - loss(down, entropy, batch).loss
         assert grad[s, k].item() == pytest.approx(difference.item() / (2 * step), abs=1e-7)
+
+
+@pytest.mark.parametrize("method", ["gspo", "cispo", "reinforce"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@given(seed=SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_before_the_policy_has_moved_all_losses_have_one_gradient(method, reduction, seed):
+    _, entropy, batch = random_batch(seed)
+    arguments = {"reduction": reduction, "constant": 5.0, "beta": 0.1}
+    stats, grad, _ = evaluate(METHODS[method](**arguments), batch.old_logprobs, entropy, batch)
+    _, expected, _ = evaluate(MSGRPOLoss(**arguments), batch.old_logprobs, entropy, batch)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=1e-12)
+    assert stats[4].item() == 0.0  # clip_frac
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(seed=SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_losses_differ_in_the_surrogate_alone(method, seed):
+    logp, entropy, batch = random_batch(seed)
+    one, other = (make(beta=0.1)(logp, entropy, batch) for make in (METHODS[method], METHODS["ms_grpo"]))
+    for field in ("kl", "entropy", "ratio_mean", "approx_kl"):
+        assert getattr(one, field).item() == getattr(other, field).item()
+    assert (one.loss - one.policy_loss).item() == pytest.approx((other.loss - other.policy_loss).item(), abs=1e-12)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_one_token_sequences_make_gspo_ms_grpo(seed):
+    logp, entropy, batch = random_batch(seed)
+    batch = replace(
+        batch, completion_mask=(torch.arange(8) == 3).expand_as(batch.completion_mask), num_tokens=logp.shape[0]
+    )
+    arguments = {"eps_low": 0.1, "eps_high": 0.2}
+    for one, other in zip(
+        evaluate(METHODS["gspo"](**arguments), logp, entropy, batch),
+        evaluate(MSGRPOLoss(**arguments), logp, entropy, batch),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_cispo_without_bounds_has_the_gradient_of_the_unclipped_ratio(seed):
+    logp, entropy, batch = random_batch(seed)
+    _, grad, _ = evaluate(METHODS["cispo"](eps_low=1.0, eps_high=1e6), logp, entropy, batch)
+    _, expected, _ = evaluate(MSGRPOLoss(eps_low=1.0, eps_high=1e6), logp, entropy, batch)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=1e-12)
 
 
 @given(seed=SEEDS)
