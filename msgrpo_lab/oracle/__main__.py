@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -105,7 +106,8 @@ def report(found: Difficulty, env: str) -> str:
         for quantity, mean in quantities.items():
             if found.exact and quantity == "return":
                 continue  # Frozen Lake's return is its success
-            lines.append(f"  {player:<8} {quantity:<8} {mean.value:6.3f}  [{mean.low:.3f}, {mean.high:.3f}]")
+            interval = "" if math.isnan(mean.low) else f"  [{mean.low:.3f}, {mean.high:.3f}]"
+            lines.append(f"  {player:<8} {quantity:<8} {mean.value:6.3f}{interval}")
     if "optimal" not in found.means:
         upper = "the search player is a reference, not the optimum" if "search" in found.means else "none is claimed"
         lines.append(f"  optimal: unknown for {type(found.game).__name__}; {upper}")

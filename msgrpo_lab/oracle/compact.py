@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from msgrpo_lab.oracle.frozen_lake import NUM_ACTIONS, hole_avoiding_policy
+from msgrpo_lab.oracle.gradients import index_texts
+from msgrpo_lab.oracle.lake_values import lake_model, policy_values
+from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.tsmg.lake import Lake
 
 _STEP_SIZE = 4.0
@@ -56,10 +59,11 @@ def compact_ceiling(lakes: Sequence[Lake], horizon: int, *, iterations: int = 60
     table = TextTable(lakes, horizon)
     uniform_XA = np.full((len(table.texts), NUM_ACTIONS), 1 / NUM_ACTIONS)
     hole_avoiding_XA = uniform_XA.copy()
+    row_of = table.index.row_of
     for lake in lakes:
         policy_SA = hole_avoiding_policy(lake)
         for state in lake.open_S:
-            hole_avoiding_XA[table.index_of[lake.compact_texts[state]]] = policy_SA[state]
+            hole_avoiding_XA[row_of[lake.compact_texts[state]]] = policy_SA[state]
     best_success, best_XA = -1.0, uniform_XA
     for start_XA in (uniform_XA, hole_avoiding_XA):
         prob_XA = start_XA
@@ -77,7 +81,7 @@ def compact_ceiling(lakes: Sequence[Lake], horizon: int, *, iterations: int = 60
 
 
 class TextTable:
-    """Exact values of text policies, all maps side by side: M maps, S states, A actions, X distinct compact texts.
+    """Exact success of text policies, all maps side by side: M maps, S states, A actions, X distinct compact texts.
 
     Args:
         lakes: maps of one size, with one kind of ice.
@@ -86,16 +90,10 @@ class TextTable:
 
     def __init__(self, lakes: Sequence[Lake], horizon: int) -> None:
         """Number the texts and stack the transition tables."""
-        self.horizon = horizon
-        self.texts = tuple(sorted({lake.compact_texts[state] for lake in lakes for state in lake.open_S}))
-        self.index_of = {text: index for index, text in enumerate(self.texts)}
-        self.start = lakes[0].start
-        self.goal = lakes[0].goal
-        # Holes and the goal read as text X, a row of its own whose policy has no effect.
-        self.text_MS: Int[np.ndarray, "M S"] = np.array(
-            [[self.index_of.get(text, len(self.texts)) for text in lake.compact_texts] for lake in lakes]
-        )
-        self.move_MSAS: Float[np.ndarray, "M S A S"] = np.stack([lake.move_ASS.transpose(1, 0, 2) for lake in lakes])
+        unshaped = FrozenLake(size=lakes[0].size, horizon=horizon, shaping=0.0)
+        self.model = lake_model(unshaped, lakes)
+        self.index = index_texts(lakes, "compact")
+        self.texts = self.index.texts
 
     def evaluate(
         self, prob_XA: Float[np.ndarray, "X A"]
@@ -105,30 +103,11 @@ class TextTable:
         The gradient is ∂J/∂π(a | x) = Σ d_t(s) Q_t(s, a), the visits Σ d_t(s), both over turns, maps (as a mean) and
         the states that read x.
         """
-        maps, states = self.text_MS.shape
-        prob_MSA = np.concatenate([prob_XA, np.full((1, NUM_ACTIONS), 1 / NUM_ACTIONS)])[self.text_MS]
-        move_MSS = np.einsum("msa,msat->mst", prob_MSA, self.move_MSAS)
-        occupancy_MS = np.zeros((maps, states))
-        occupancy_MS[:, self.start] = 1.0
-        occupancies = [occupancy_MS]
-        for _ in range(self.horizon - 1):
-            occupancies.append((occupancies[-1][:, None, :] @ move_MSS)[:, 0])
-        value_MS = np.zeros((maps, states))
-        value_MS[:, self.goal] = 1.0
-        weighted_MSA = np.zeros((maps, states, NUM_ACTIONS))
-        flat_MSA = self.move_MSAS.reshape(maps, states * NUM_ACTIONS, states)
-        for occupancy_MS in reversed(occupancies):
-            action_value_MSA = (flat_MSA @ value_MS[:, :, None]).reshape(maps, states, NUM_ACTIONS)
-            weighted_MSA += occupancy_MS[:, :, None] * action_value_MSA
-            value_MS = (prob_MSA * action_value_MSA).sum(axis=2)
-        rows = len(self.texts) + 1
-        index = self.text_MS.ravel()
-        gradient_XA = np.stack(
-            [
-                np.bincount(index, weights=weighted_MSA[:, :, action].ravel(), minlength=rows)
-                for action in range(NUM_ACTIONS)
-            ],
-            axis=1,
-        )
-        visits_X = np.bincount(index, weights=np.sum(occupancies, axis=0).ravel(), minlength=rows)
-        return float(value_MS[:, self.start].mean()), gradient_XA[:-1] / maps, visits_X[:-1] / maps
+        legal_only_XB = np.pad(prob_XA, ((0, 0), (0, 1)))
+        values = policy_values(self.model, self.index.spread(legal_only_XB))
+        action_value_MTSA = values.action_value_MTSB[..., :NUM_ACTIONS]
+        weighted_MSA = np.einsum("mts,mtsa->msa", values.occupancy_MTS, action_value_MTSA)
+        maps = len(weighted_MSA)
+        gradient_XA = self.index.add_up(weighted_MSA) / maps
+        visits_X = self.index.add_up(values.occupancy_MTS.sum(axis=1)[..., None])[:, 0] / maps
+        return float(values.success_M.mean()), gradient_XA, visits_X

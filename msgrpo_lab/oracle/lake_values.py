@@ -129,7 +129,8 @@ def _model(
     shaping: float,
     shaping_gamma: float,
 ) -> LakeModel:
-    move_MSAS = np.stack([lake.move_ASS.transpose(1, 0, 2) for lake in lakes])
+    # In memory order, so that (state, action) is one axis without copying.
+    move_MSAS = np.ascontiguousarray(np.stack([lake.move_ASS.transpose(1, 0, 2) for lake in lakes]))
     pay_MSS = np.stack([step_pay(lake, shaping=shaping, shaping_gamma=shaping_gamma) for lake in lakes])
     open_MS = np.zeros(pay_MSS.shape[:2], dtype=bool)
     for open_S, lake in zip(open_MS, lakes, strict=True):
@@ -169,19 +170,16 @@ def policy_values(model: LakeModel, prob: Float[np.ndarray, "M S B"] | Float[np.
     following_MS = np.zeros((maps, states))
     for turn in reversed(range(horizon)):
         action_value_MTSB[:, turn] = _action_values(model, following_MS)
-        following_MS = np.where(model.open_MS, (prob_MTSB[:, turn] * action_value_MTSB[:, turn]).sum(axis=2), 0.0)
+        following_MS = (prob_MTSB[:, turn] * action_value_MTSB[:, turn]).sum(axis=2)
         value_MTS[:, turn] = following_MS
     occupancy_MTS = np.empty((maps, horizon, states))
     present_MS = np.zeros((maps, states))
     present_MS[np.arange(maps), model.start_M] = 1.0
-    flat_MXS = model.move_MSAS.reshape(maps, states * NUM_ACTIONS, states)
     for turn in range(horizon):
         occupancy_MTS[:, turn] = present_MS
-        prob_MSB = prob_MTSB[:, turn]
-        executed_MSA = prob_MSB[..., :NUM_ACTIONS] + prob_MSB[..., INVALID:] * model.fallback_A
-        leaving_MSA = np.where(model.open_MS, present_MS, 0.0)[..., None] * executed_MSA
-        moved_MS = (leaving_MSA.reshape(maps, 1, -1) @ flat_MXS)[:, 0]
-        present_MS = moved_MS + np.where(model.open_MS, 0.0, present_MS)
+        if turn == 0 or prob.ndim == 4:
+            move_MSS = _policy_moves(model, prob_MTSB[:, turn])
+        present_MS = (present_MS[:, None] @ move_MSS)[:, 0]
     return PolicyValues(
         model=model,
         prob_MTSB=prob_MTSB,
@@ -217,12 +215,21 @@ def optimal_policy(model: LakeModel) -> Float[np.ndarray, "M T S B"]:
 
 
 def _action_values(model: LakeModel, following_MS: Float[np.ndarray, "M S"]) -> Float[np.ndarray, "M S B"]:
-    """Q of one turn, given the values after it; 0 in holes and at the goal."""
+    """Q of one turn, given the values after it; 0 in holes and at the goal, which pay nothing and lead nowhere."""
     maps, states = model.shape
     flat_MXS = model.move_MSAS.reshape(maps, states * NUM_ACTIONS, states)
-    legal_MSA = model.reward_MSA + (flat_MXS @ following_MS[..., None]).reshape(model.reward_MSA.shape)
-    invalid_MS = legal_MSA @ model.fallback_A - model.invalid_penalty
-    return np.where(model.open_MS[..., None], np.concatenate([legal_MSA, invalid_MS[..., None]], axis=2), 0.0)
+    value_MSB = np.empty((maps, states, NUM_ANSWERS))
+    legal_MSA = value_MSB[..., :NUM_ACTIONS]
+    legal_MSA[:] = model.reward_MSA + (flat_MXS @ following_MS[..., None]).reshape(maps, states, NUM_ACTIONS)
+    value_MSB[..., INVALID] = legal_MSA @ model.fallback_A - model.invalid_penalty * model.open_MS
+    return value_MSB
+
+
+def _policy_moves(model: LakeModel, prob_MSB: Float[np.ndarray, "M S B"]) -> Float[np.ndarray, "M S S"]:
+    """Probability of the next state under a policy; holes and the goal keep to themselves."""
+    executed_MSA = prob_MSB[..., :NUM_ACTIONS] + prob_MSB[..., INVALID:] * model.fallback_A
+    move_MSS: Float[np.ndarray, "M S S"] = (executed_MSA[:, :, None] @ model.move_MSAS)[:, :, 0]
+    return move_MSS
 
 
 def _checked(model: LakeModel, prob: Float[np.ndarray, ...]) -> Float[np.ndarray, "M T S B"]:

@@ -247,7 +247,7 @@ def test_gradient_of_a_text_policy_is_that_of_finite_differences(slippery: bool)
         numeric_XA[index] = (table.evaluate(prob_XA + step_XA)[0] - table.evaluate(prob_XA - step_XA)[0]) / 2e-5
     np.testing.assert_allclose(gradient_XA, numeric_XA, atol=1e-9)
     assert np.abs(gradient_XA).max() > 0.01
-    assert visits_X[table.index_of[lakes[0].compact_texts[0]]] >= 1 / 4, "the first turn is spent at a start"
+    assert visits_X[table.index.row_of[lakes[0].compact_texts[0]]] >= 1 / 4, "the first turn is spent at a start"
 
 
 def test_compact_ceiling_success_is_its_policys_own() -> None:
