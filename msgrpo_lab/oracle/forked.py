@@ -4,6 +4,10 @@ From one state every action is tried in several continuations. Continuation m me
 draws of the player under every action (common random numbers), so that what differs between two actions is due to the
 actions. The noise that they share cancels in differences, which is what credit is made of.
 
+Sources: Monte-Carlo values from a state, as VinePPO takes them for credit (arXiv 2410.01679); common random numbers,
+Glasserman & Yao 1992. The draws stay aligned while the game makes equally many of them; where they part (Snake, after
+something was eaten) variance is lost and nothing else.
+
 Axes: A legal actions, N continuations.
 """
 

@@ -1,7 +1,8 @@
 """Exact values of any policy on Frozen Lake: what credit is assigned from, to the last term.
 
 Finite-horizon dynamic programming on the game's own transition table, for the reward that `TextGame.step` pays: game
-reward, shaping and ⊥ penalty, with the game's fallback action. Time counts turns taken; the horizon ends the game.
+reward, shaping and ⊥ penalty, with the game's fallback action (paper section 1; Bellman's recursion). Time counts turns
+taken; the horizon ends the game.
 
 Axes: M maps of equal size, T turns (0 to horizon − 1), S states, A legal actions, B = A + 1 answers, the last one ⊥.
 """
