@@ -25,8 +25,7 @@ def spread_tiers(
     value_C, class_G = np.unique(-spread_E[first_G], return_inverse=True)
     above_C = np.cumsum(np.bincount(class_G))
     kept_C = above_C <= np.ceil(keep * first_G.size - 1e-9)
-    kept_C[0] = True
-    tier_C = np.where(kept_C, 0, np.arange(value_C.size))
+    tier_C = np.where(kept_C, 0, np.arange(value_C.size))  # the first class is tier 0 either way
     return tier_C[np.searchsorted(value_C, -spread_E)]
 
 

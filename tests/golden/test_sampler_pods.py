@@ -63,9 +63,13 @@ def test_it_is_the_best_of_all_subsets(seed, size):
     assert np.var(value[subset]) == pytest.approx(best_variance(value, size), abs=1e-12)
 
 
-def test_variances_far_from_zero_are_still_told_apart():
-    # 1e9 + (0, 1, 3): the ends differ most; sums of squares around 0 would lose that.
-    np.testing.assert_array_equal(max_variance_lows(np.array([0.0, 1.0, 3.0]) + 1e9, 2), [1])
+@pytest.mark.parametrize("size", range(2, 7))
+def test_variances_far_from_zero_are_still_told_apart(size):
+    # Around 1e8, squares lose all that distinguishes the values.
+    value = np.random.default_rng(1).normal(size=8)
+    near, far = (max_variance_lows(np.sort(value) + offset, size) for offset in (0.0, 1e8))
+    assert near.size == 1
+    np.testing.assert_array_equal(far, near)
 
 
 def test_episodes_are_shared_out_over_the_groups():
@@ -105,7 +109,7 @@ def test_it_is_the_returns_that_vary_and_not_the_advantages():
 
 
 def test_returns_equal_to_rounding_are_equal():
-    credit = credit_of([0.0] * 4, returns=[0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2])
+    credit = credit_of([0.0] * 4, returns=[0.1 + 0.2, 0.3, 0.3, 0.3])
     selection = PODS(num_episodes=2)(credit, np.zeros(4, dtype=int), 2, np.random.default_rng(0))
     np.testing.assert_allclose(selection.inclusion, [0.5] * 4, atol=1e-15)
 

@@ -32,6 +32,11 @@ def test_quotas_are_rounded_without_bias_to_the_same_total(quota):
     np.testing.assert_allclose(counts.mean(axis=0), quota, rtol=0, atol=0.028)
 
 
+def test_any_two_of_four_halves_may_be_rounded_up_together():
+    generator = rng()
+    assert len({tuple(whole_quotas(np.full(4, 0.5), generator)) for _ in range(200)}) == 6
+
+
 def test_a_quota_that_is_whole_to_rounding_stays():
     quota = np.array([0.1 + 0.2, 0.7]) * 10  # 3.0000000000000004, 7
     for seed in range(50):
