@@ -139,7 +139,7 @@ def sampled_table(
         game: the scenario, for its rules and legal actions.
         sampling: the decoding rule, constrained or free.
         completions: M, at least 2.
-        rng: all chance; one stream a text is spawned from it.
+        rng: all chance.
 
     Raises:
         ValueError: too few completions, or no texts.
@@ -149,12 +149,11 @@ def sampled_table(
     _check_texts(texts)
     actions = game.legal_actions
     count_XB = np.zeros((len(texts), len(actions) + 1))
-    streams = rng.spawn(len(texts))
     width = max(1, PROMPTS_PER_CALL // completions)
     for first in range(0, len(texts), width):
         rows = np.repeat(np.arange(first, min(first + width, len(texts))), completions).tolist()
         prompts = [prompt.render(game.rules, texts[row], actions) for row in rows]
-        made = engine.generate(prompts, sampling, [streams[row] for row in rows], prompt.settled(actions))
+        made = engine.generate(prompts, sampling, [rng] * len(rows), prompt.settled(actions))
         for row, completion in zip(rows, made, strict=True):
             count_XB[row, _column(prompt, completion.text, game)] += 1
     softened_XB = (count_XB + 2) / (completions + 4)
