@@ -124,7 +124,7 @@ class Graph:
         start_N, end_N = distances_to_success(state_N, turns, last_N, success_E[turns.episode])
         progress_N = self.gamma ** (end_N - start_N + 1.0 if self.relative_distance else end_N)
         known_N = ~(last_N & cut_off_E[turns.episode])
-        # A turn that led to an unknown state is a statistic of its own kind: compared with, and counted by, no other.
+        # Turns that led to unknown states are compared with none but each other; all stand one beyond the farthest: 0.
         statistic_N = pairs_of(state_N, known_N.astype(np.int64))
         step_adv_N = relative_to_group(
             progress_N,
@@ -138,7 +138,5 @@ class Graph:
         episode_adv_E = episode_advantage(
             turns.rewards, batch.group_index, normalise=self.normalise, delta=self.delta, min_std=self.min_std
         )
-        adv_N = self.episode_weight * episode_adv_E[turns.episode] + self.step_weight * np.where(
-            known_N, step_adv_N, 0.0
-        )
+        adv_N = self.episode_weight * episode_adv_E[turns.episode] + self.step_weight * step_adv_N
         return turn_credit(adv_N, turns, batch, delta=self.delta, min_std=self.min_std)

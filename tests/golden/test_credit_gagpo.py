@@ -43,6 +43,19 @@ def test_advantages_are_normalised_in_the_group():
     np.testing.assert_allclose(adv(lam=0.5, normalise="std"), expected, atol=1e-12)
 
 
+def test_the_groups_mean_and_std_are_weighted_too():
+    # γ = λ = 0: rewards minus values. Episode 0 has 1 in a and 0 in b, episode 1 has 0 in a: V(a) = 1/2, V(b) = 0.
+    # Advantages 1/2, 0 and −1/2 weigh 1/2, 1/2 and 1: mean −1/8; deviations 5/8, 1/8, −3/8;
+    # variance (25/2 + 1/2 + 9)/64/2 = 22/128.
+    episodes = [Played(rewards=[1.0, 0.0], states="ab"), Played(rewards=[0.0], states="a")]
+    std = np.sqrt(22 / 128) + 1e-6
+    np.testing.assert_allclose(
+        adv(episodes, (0, 0), gamma=0.0, lam=0.0, normalise="std", baseline_weighting="episode"),
+        [[5 / 8 / std, 1 / 8 / std], [-3 / 8 / std, 0.0]],
+        atol=1e-12,
+    )
+
+
 def test_own_visits_are_left_out_of_values():
     # λ = 0. Episode 0: V(a) = 0, V(b) = (0 + 1)/2. Episode 1: V(a) = 1/2, V(b) = 1. Episode 2: V(b) = (1 + 0)/2.
     # δ: 1/2·1/2 − 0, 1 − 1/2; 1/2·1 − 1/2, 0 − 1; 1 − 1/2.

@@ -120,6 +120,15 @@ def test_batch_spread_is_weighted_by_episode():
     assert by_step == pytest.approx(3 / (np.sqrt(62 / 15) + 1e-6), abs=1e-12)
 
 
+def test_batch_spread_around_turn_baselines_is_weighted_by_episode():
+    # Turn 0: (4, 2) → ±1; turn 1: 3 alone → 0. Weights 1/2, 1/2, 1: variance (1/2 + 0 + 1)/2 = 3/4. By step: 2/3.
+    batch = batch_of(*TWO_EPISODES)
+    for weighting, variance in (("episode", 3 / 4), ("step", 2 / 3)):
+        credit = RewardToGo(baseline="turn", normalise="batch", baseline_weighting=weighting)(batch)
+        std = np.sqrt(variance) + 1e-6
+        np.testing.assert_allclose(credit.turn_adv, [[1 / std, 0.0], [-1 / std, 0.0]], atol=1e-12)
+
+
 def test_one_reward_at_the_end_is_ms_grpo():
     batch = batch_of([[0.0, 0.0, 1.0], [0.0], [0.0, 0.5], [0.0, 0.0], [2.0]], [0, 0, 0, 1, 1])
     expected = EpisodeReturn()(batch)

@@ -145,6 +145,17 @@ def test_hgpo_does_not_look_back_into_another_episode():
     np.testing.assert_allclose(credit.turn_adv[:, 0], [0.0, -2.0, 0.0, 0.0, 0.0, 2.0], atol=1e-15)
 
 
+def test_hgpo_of_states_at_the_same_turn():
+    # a for 2; b, a for 0; b, a for 1. In a at any turn: 2, 0, 1, and in b 0, 1. At the same turn 2 is alone in a.
+    episodes = [Played(rewards=[2.0], states="a"), *(Played(rewards=[0.0, r], states="ba") for r in (0.0, 1.0))]
+    for same_turn, expected in (
+        (False, [[1, 0], [-1 / 2, -1], [1 / 2, 0]]),
+        (True, [[0, 0], [-1 / 2] * 2, [1 / 2] * 2]),
+    ):
+        rule = HGPO(history=0, gamma=1.0, normalise="none", same_turn=same_turn)
+        np.testing.assert_allclose(rule(rollout_of(episodes, [0, 0, 0])).turn_adv, expected, atol=1e-15)
+
+
 def test_hgpo_with_the_episodes_advantage():
     # Returns 1, 0, 4: deviations −2/3, −5/3, 7/3, added twice.
     credit = HGPO(history=1, gamma=1.0, normalise="none", episode_weight=2.0)(rollout_of(HISTORIES, [0, 0, 0]))
