@@ -1,8 +1,6 @@
 """A decoder over blocks of tokens that read one another: every token of a forward pass in one matrix, computed once.
 
-A *block* is R rows of W tokens. Beside itself, each of its rows reads other tokens: one row that all share (the rules),
-or a row of its own choosing (the prompt a completion belongs to), of an earlier block of the same pass or of one kept
-from an earlier pass. All blocks of a pass go through each layer's projections together; only attention looks at blocks
+All blocks of a pass (see `blocks.py`) go through each layer's projections together; only attention looks at blocks
 one by one. So a tree of prompts and completions costs one pass over its distinct tokens, with gradients.
 
 Source of the architecture: the Llama and Qwen2 models of transformers, with which tests compare every number.
@@ -10,57 +8,36 @@ Source of the architecture: the Llama and Qwen2 models of transformers, with whi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from msgrpo_lab.lap.kernels import Linear, attend, project, rms_norm, rotate, swiglu
+from msgrpo_lab.lap.blocks import Block, Memory, Read, bias_of, width_of
+from msgrpo_lab.lap.kernels import attend, rms_norm, rotate
 from msgrpo_lab.lap.plan import ForwardPlan
+from msgrpo_lab.lap.projections import Linear, Prepared, project, swiglu_mlp
 
 FAMILIES = ("llama", "qwen2")
 """`model_type` of the models that this decoder computes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Keys and values of a block's tokens in every layer, for later passes under the same weights."""
+class _Layer:
+    """One layer's weights."""
 
-    keys: tuple[Float[Tensor, "R G W D"], ...]
-    values: tuple[Float[Tensor, "R G W D"], ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Token places held, padding included."""
-        return self.keys[0].shape[0] * self.keys[0].shape[2]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Read:
-    """What a block's rows see beside themselves; all of it lies before them."""
-
-    source: int | Memory
-    """An earlier block of the pass, by number, or what was kept of an earlier pass."""
-    rows: Int[Tensor, " R"] | None = None
-    """The source's row that each row reads; None: its only row, or row by row."""
-    mask: Bool[Tensor, "R W'"] | Bool[Tensor, "R W W'"] | None = None
-    """The tokens of the source's row that are seen, by a whole row or by each token of it; None: all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """Rows of tokens, padded on the right."""
-
-    token_ids: Int[Tensor, "R W"]
-    positions: Int[Tensor, "R W"]
-    own_mask: Bool[Tensor, "R W W"] | None = None
-    """Which tokens of its own row each token sees (itself among them); None: those before it."""
-    reads: tuple[Read, ...] = ()
+    norm: tuple[Tensor, float]
+    qkv: Sequence[Linear] | Prepared
+    out: Sequence[Linear] | Prepared
+    mlp_norm: tuple[Tensor, float]
+    gate_up: Sequence[Linear] | Prepared
+    down: Sequence[Linear] | Prepared
 
 
 class BlockDecoder:
@@ -77,6 +54,24 @@ class BlockDecoder:
         self.kv_heads: int = config.num_key_value_heads
         self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.recompute = recompute
+        self._frozen: list[_Layer] | None = None
+
+    def frozen(self) -> BlockDecoder:
+        """This decoder with the adapter as it is now, made ready once: for passes without gradients."""
+        ready = copy.copy(self)
+        dtype = self.model.embed_tokens.weight.dtype
+        layers = [_layer_of(module) for module in self.model.layers]
+        ready._frozen = [
+            replace(
+                layer,
+                qkv=_prepared(layer.qkv, dtype),
+                out=_prepared(layer.out, dtype),
+                gate_up=_prepared(layer.gate_up, dtype),
+                down=_prepared(layer.down, dtype),
+            )
+            for layer in layers
+        ]
+        return ready
 
     @staticmethod
     def supports(causal_lm: Any, compute_dtype: torch.dtype) -> bool:
@@ -97,17 +92,24 @@ class BlockDecoder:
         x = self.model.embed_tokens(torch.cat([block.token_ids.reshape(-1) for block in blocks]))
         positions = torch.cat([block.positions.reshape(-1) for block in blocks])
         cos, sin = (part[0, :, None, : self.head_size // 2] for part in self.model.rotary_emb(x, positions[None]))
-        biases = [_bias(block, [_width(read.source, shapes) for read in block.reads], x.dtype) for block in blocks]
+        biases = [bias_of(block, [width_of(read.source, shapes) for read in block.reads], x.dtype) for block in blocks]
         kept: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in keep]
-        for number, layer in enumerate(self.model.layers):
+        for block in blocks:
+            if block.grows is not None:
+                block.grows.make_room(block.token_ids.shape[1])
+        layers = self._frozen or [_layer_of(module) for module in self.model.layers]
+        for number, layer in enumerate(layers):
             arguments = (layer, number, x, cos, sin, blocks, biases)
             if self.recompute and torch.is_grad_enabled():
                 x, pairs = checkpoint(self._layer, *arguments, use_reentrant=False)
             else:
                 x, pairs = self._layer(*arguments)
-            for (keys, values), block in zip(kept, keep, strict=True):
-                keys.append(pairs[block][0])
-                values.append(pairs[block][1])
+            for (keys, values), kept_block in zip(kept, keep, strict=True):
+                keys.append(pairs[kept_block][0])
+                values.append(pairs[kept_block][1])
+        for block in blocks:
+            if block.grows is not None:
+                block.grows.length += block.token_ids.shape[1]
         norm = self.model.norm
         x = rms_norm(x, norm.weight, norm.variance_epsilon)
         parts = torch.split(x, [rows * width for rows, width in shapes])
@@ -152,10 +154,10 @@ class BlockDecoder:
             positions: of the N tokens.
         """
         before = cache.get_seq_length()
-        layers: list[Any] = cache.layers
         reads: tuple[Read, ...] = ()
         own_mask = mask[:, 0, :, before:] if mask.ndim == 4 else None
         if before:
+            layers: list[Any] = cache.layers
             memory = Memory(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers))
             seen = mask[:, 0, :, :before] if mask.ndim == 4 else mask[:, :before]
             reads = (Read(source=memory, mask=seen),)
@@ -167,7 +169,7 @@ class BlockDecoder:
 
     def _layer(
         self,
-        layer: nn.Module,
+        layer: _Layer,
         number: int,
         x: Float[Tensor, "T H"],
         cos: Float[Tensor, "T 1 D/2"],
@@ -176,10 +178,7 @@ class BlockDecoder:
         biases: Sequence[Float[Tensor, "R|1 W M"]],
     ) -> tuple[Float[Tensor, "T H"], list[tuple[Tensor, Tensor]]]:
         """One layer over all tokens; also every block's keys and values, [R, G, W, D]."""
-        attention: Any = layer.self_attn
-        norm: Any = layer.input_layernorm
-        normed = rms_norm(x, norm.weight, norm.variance_epsilon)
-        flat = project(normed, [_linear(attention.q_proj), _linear(attention.k_proj), _linear(attention.v_proj)])
+        flat = project(rms_norm(x, *layer.norm), layer.qkv)
         q, k, v = (part.view(len(x), -1, self.head_size) for part in flat)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         pairs: list[tuple[Tensor, Tensor]] = []
@@ -190,6 +189,8 @@ class BlockDecoder:
             own_q, own_k, own_v = (
                 part[start:stop].view(rows, width, -1, self.head_size).transpose(1, 2) for part in (q, k, v)
             )
+            if block.grows is not None:
+                own_k, own_v = block.grows.put(number, own_k, own_v)
             pairs.append((own_k, own_v))
             seen = [_seen(read, rows, number, pairs) for read in block.reads]
             keys = torch.cat([*(key for key, _ in seen), own_k], dim=2) if seen else own_k
@@ -197,14 +198,30 @@ class BlockDecoder:
             out = attend(own_q, keys, values, bias, self.head_size**-0.5)
             outputs.append(out.transpose(1, 2).reshape(rows * width, -1))
             start = stop
-        (attended,) = project(torch.cat(outputs), [_linear(attention.o_proj)])
+        (attended,) = project(torch.cat(outputs) if len(outputs) > 1 else outputs[0], layer.out)
         x = x + attended
-        mlp: Any = layer.mlp
-        norm = layer.post_attention_layernorm
-        normed = rms_norm(x, norm.weight, norm.variance_epsilon)
-        gate, up = project(normed, [_linear(mlp.gate_proj), _linear(mlp.up_proj)])
-        (down,) = project(swiglu(gate, up), [_linear(mlp.down_proj)])
-        return x + down, pairs
+        return x + swiglu_mlp(rms_norm(x, *layer.mlp_norm), layer.gate_up, layer.down), pairs
+
+
+def _layer_of(module: Any) -> _Layer:
+    attention, mlp = module.self_attn, module.mlp
+    return _Layer(
+        norm=(module.input_layernorm.weight, module.input_layernorm.variance_epsilon),
+        qkv=[_linear(attention.q_proj), _linear(attention.k_proj), _linear(attention.v_proj)],
+        out=[_linear(attention.o_proj)],
+        mlp_norm=(module.post_attention_layernorm.weight, module.post_attention_layernorm.variance_epsilon),
+        gate_up=[_linear(mlp.gate_proj), _linear(mlp.up_proj)],
+        down=[_linear(mlp.down_proj)],
+    )
+
+
+def _prepared(linears: Sequence[Linear] | Prepared, dtype: torch.dtype) -> Sequence[Linear] | Prepared:
+    """Made ready where all have adapters; as they are where not."""
+    if isinstance(linears, Prepared):
+        return linears
+    adapted = all(linear.adapted for linear in linears)
+    with torch.no_grad():
+        return Prepared.of(linears, dtype) if adapted else linears
 
 
 def _linear(module: Any) -> Linear:
@@ -216,28 +233,6 @@ def _linear(module: Any) -> Linear:
     return Linear(
         base.weight, base.bias, module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name])
     )
-
-
-def _width(source: int | Memory, shapes: Sequence[torch.Size]) -> int:
-    return shapes[source][1] if isinstance(source, int) else source.keys[0].shape[2]
-
-
-def _bias(block: Block, read_widths: Sequence[int], dtype: torch.dtype) -> Float[Tensor, "R|1 W M"]:
-    """0 where a token is seen and −inf where it is not: what is read, then the row's own tokens."""
-    width = block.token_ids.shape[1]
-    device = block.token_ids.device
-    own = block.own_mask
-    if own is None:
-        own = torch.ones(1, width, width, dtype=torch.bool, device=device).tril()
-    masks = [
-        torch.ones(1, 1, read_width, dtype=torch.bool, device=device)
-        if read.mask is None
-        else (read.mask[:, None] if read.mask.ndim == 2 else read.mask)
-        for read, read_width in zip(block.reads, read_widths, strict=True)
-    ]
-    leading = max(len(mask) for mask in (*masks, own))
-    seen = torch.cat([mask.expand(leading, width, -1) for mask in (*masks, own)], dim=2)
-    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
 
 
 def _seen(read: Read, rows: int, layer: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

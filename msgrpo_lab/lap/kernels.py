@@ -6,8 +6,7 @@ the passes over memory in between: on a CPU these cost more than the matrix prod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,79 +15,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 SCORES = 1_500_000
 """Attention scores that are held at a time on a CPU: about a megabyte or two, what a core's own cache holds."""
-
-
-class Linear(NamedTuple):
-    """One projection of a decoder: frozen or trained weight, and its LoRA adapter where it has one."""
-
-    weight: Float[Tensor, "O I"]
-    bias: Float[Tensor, " O"] | None
-    lora_a: Float[Tensor, "r I"] | None
-    lora_b: Float[Tensor, "O r"] | None
-    scale: float
-    """alpha / r of the adapter."""
-
-
-def project(x: Float[Tensor, "T I"], linears: Sequence[Linear]) -> list[Float[Tensor, "T O"]]:
-    """Several projections of one input: x Wᵀ + b + scale · (x Aᵀ) Bᵀ each.
-
-    The adapters' first factors are applied to x as one product, because a product with r = 16 columns costs the reading
-    of x and little else.
-    """
-    trained = any(linear.weight.requires_grad for linear in linears)
-    if trained or any(linear.lora_a is None for linear in linears):
-        return [_plain(x, linear) for linear in linears]
-    factors = [factor for linear in linears for factor in (linear.lora_a, linear.lora_b)]
-    outputs: tuple[Tensor, ...] = _LoraProjections.apply(x, tuple(linears), *factors)  # type: ignore[no-untyped-call]
-    return list(outputs)
-
-
-def _plain(x: Float[Tensor, "T I"], linear: Linear) -> Float[Tensor, "T O"]:
-    y = torch.nn.functional.linear(x, linear.weight, linear.bias)
-    if linear.lora_a is None or linear.lora_b is None:
-        return y
-    return y + (x @ linear.lora_a.to(x.dtype).t()) @ (linear.lora_b * linear.scale).to(x.dtype).t()
-
-
-class _LoraProjections(torch.autograd.Function):
-    """`project` for frozen weights with adapters."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, linears: tuple[Linear, ...], *factors: Tensor) -> tuple[Tensor, ...]:
-        a = torch.cat([factor.to(x.dtype) for factor in factors[0::2]])
-        b = [(factor * linear.scale).to(x.dtype) for factor, linear in zip(factors[1::2], linears, strict=True)]
-        xa = x @ a.t()
-        parts = torch.split(xa, [len(factor) for factor in factors[0::2]], dim=1)
-        outputs = []
-        for linear, part, second in zip(linears, parts, b, strict=True):
-            y = x @ linear.weight.t() if linear.bias is None else torch.addmm(linear.bias, x, linear.weight.t())
-            outputs.append(y.addmm_(part, second.t()))
-        ctx.save_for_backward(x, xa, a, *b, *(linear.weight for linear in linears))
-        ctx.scales = [linear.scale for linear in linears]
-        ctx.ranks = [len(factor) for factor in factors[0::2]]
-        ctx.types = [factor.dtype for factor in factors]
-        return tuple(outputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, xa, a, *rest = ctx.saved_tensors
-        count = len(ctx.scales)
-        b, weights = rest[:count], rest[count:]
-        parts = torch.split(xa, ctx.ranks, dim=1)
-        through = torch.cat([grad @ second for grad, second in zip(grads, b, strict=True)], dim=1)
-        dx: Tensor | None = None
-        if ctx.needs_input_grad[0]:
-            dx = grads[0] @ weights[0]
-            for grad, weight in zip(grads[1:], weights[1:], strict=True):
-                dx.addmm_(grad, weight)
-            dx.addmm_(through, a)
-        da = torch.split(through.t() @ x, ctx.ranks)
-        factors: list[Tensor | None] = []
-        for index, (grad, part, scale) in enumerate(zip(grads, parts, ctx.scales, strict=True)):
-            db = (grad.t() @ part).to(ctx.types[2 * index + 1]).mul_(scale)
-            factors += [da[index].to(ctx.types[2 * index]), db]
-        return (dx, None, *factors)
 
 
 def rms_norm(x: Float[Tensor, "T H"], weight: Float[Tensor, " H"], eps: float) -> Float[Tensor, "T H"]:
@@ -125,26 +51,6 @@ class _RMSNorm(torch.autograd.Function):
         g = grad * weight
         along = (g * normed).sum(-1, keepdim=True, dtype=scale.dtype).div_(normed.shape[-1])
         return g.addcmul_(normed, along.to(g.dtype), value=-1.0).mul_(scale.to(g.dtype)), None, None
-
-
-def swiglu(gate: Float[Tensor, "T I"], up: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
-    """silu(gate) · up."""
-    out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
-        opened = torch.nn.functional.silu(gate)
-        ctx.save_for_backward(gate, up, opened)
-        return opened * up
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up, opened = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), grad * opened
 
 
 def rotate(

@@ -124,4 +124,5 @@ def _tiles(weight: Tensor) -> Iterator[slice]:
 
 def _pairs_in(pair_token: Tensor, tokens: slice) -> Tensor:
     """Pairs whose token is in a tile."""
-    return ((pair_token >= tokens.start) & (pair_token < tokens.stop)).nonzero().squeeze(1)
+    held: Tensor = (pair_token >= tokens.start) & (pair_token < tokens.stop)
+    return held.nonzero().squeeze(1)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 
 from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, draw
-from msgrpo_lab.rollout.packed import pack_prompts
+from msgrpo_lab.rollout.packed import extend, pack_prompts
 from msgrpo_lab.rollout.reading import PromptReader
 from msgrpo_lab.types import Completion, Sampling
 
@@ -70,14 +70,14 @@ class ChoiceDecoder:
         hidden: list[Float[torch.Tensor, "U width"]] = [torch.stack([state.hidden for state in states])]
         order = [0]
         if len(trie.prefixes) > 1:
-            texts = pack_prompts(self.policy, self.reader.prefix, states)
+            texts = pack_prompts(self.reader.prefix, states)
             place: dict[tuple[int, ...], int] = {(): 0}
             for depth in range(1, max(map(len, trie.prefixes)) + 1):
                 level = [state for state, prefix in enumerate(trie.prefixes) if len(prefix) == depth]
                 parents = [place[trie.prefixes[state][:-1]] for state in level]
                 tokens = np.repeat([trie.prefixes[state][-1] for state in level], count)
                 parent_rows = (np.array(parents)[:, None] * count + np.arange(count)).ravel()
-                hidden.append(texts.extend(parent_rows, tokens))
+                hidden += extend(self.reader, [texts], [parent_rows], [tokens])
                 place = {trie.prefixes[state]: number for number, state in enumerate(level)}
                 order += level
                 self.computed_tokens += len(tokens)

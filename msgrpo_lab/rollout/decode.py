@@ -7,7 +7,7 @@ while it is remembered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,18 +18,24 @@ from msgrpo_lab.lap.decoding import decoding_logprobs
 from msgrpo_lab.rollout.choice import distinct_prompts
 from msgrpo_lab.rollout.draws import draw_grouped
 from msgrpo_lab.rollout.engine import Settled
-from msgrpo_lab.rollout.packed import PackedTexts, pack_prompts
+from msgrpo_lab.rollout.packed import PackedTexts, extend, pack_prompts
 from msgrpo_lab.rollout.reading import PromptMemory
 from msgrpo_lab.types import Completion, Sampling
 
 TEXTS_PER_CHUNK = 256
 """Texts projected onto the whole vocabulary at a time."""
-ROW_COLUMNS = {"cpu": 2048}
+DRAWN_TOGETHER = {"cpu": 16}
+"""Texts whose distributions are made at a time: so few stay in a core's cache."""
+ROW_COLUMNS = {"cpu": 1024}
 """Tokens that a row of packed texts may hold before it is cut in two: each new token looks at all of them."""
 ROW_COLUMNS_ELSEWHERE = 16384
-"""The same on accelerators, where the number of calls counts more."""
-SMALL_ROW = 64
-"""Fewer texts are not cut: reading the weights once more would cost more than the wide row does."""
+"""The same on accelerators, where the number of operations counts more."""
+SMALL_ROW = 16
+"""Fewer texts are not cut: a row more costs more than the wide row does."""
+WAVE_TOKENS = {"cpu": 16384}
+"""Prompt tokens that are continued side by side; their keys and values are held meanwhile."""
+WAVE_TOKENS_ELSEWHERE = 131072
+"""The same on accelerators."""
 MEMORY = 100_000
 """Decoded texts remembered at most."""
 
@@ -46,7 +52,7 @@ class _Written:
 
 @dataclass(slots=True)
 class _Group:
-    """Completions that are continued together; `rows` is sorted by text."""
+    """Completions whose texts stand in one row; `rows` is sorted by text."""
 
     texts: PackedTexts
     hidden: Float[torch.Tensor, "D width"]
@@ -70,7 +76,10 @@ class FreeDecoder:
         self.version = version
         self.computed_tokens = 0
         """Tokens computed behind the prompts, which the reader counts."""
-        self.row_columns = ROW_COLUMNS.get(self.policy.device.type, ROW_COLUMNS_ELSEWHERE)
+        device = self.policy.device.type
+        self.row_columns = ROW_COLUMNS.get(device, ROW_COLUMNS_ELSEWHERE)
+        self.wave_tokens = WAVE_TOKENS.get(device, WAVE_TOKENS_ELSEWHERE)
+        self.drawn_together = DRAWN_TOGETHER.get(device, TEXTS_PER_CHUNK)
         self._texts: dict[tuple[int, ...], str] = {}
         self._ends = self.policy.end_token_ids
 
@@ -94,48 +103,81 @@ class FreeDecoder:
             lengths=np.zeros(len(prompts), dtype=np.int64),
             stopped=np.zeros(len(prompts), dtype=bool),
         )
-        for chunk in self._chunks(distinct):
-            stack = [self._begin([distinct[number] for number in chunk], chunk, prompt_of)]
-            while stack:
-                stack += self._step(stack.pop(), sampling, uniforms, written, settled)
+        by_length = sorted(range(len(distinct)), key=lambda number: len(distinct[number]))
+        for wave in _filled(by_length, [len(prompt) for prompt in distinct], self.wave_tokens):
+            groups = self._begin(distinct, wave, prompt_of)
+            while groups:
+                groups = self._step(groups, sampling, uniforms, written, settled)
         return self._completions(distinct, prompt_of, written)
 
-    def _chunks(self, prompts: Sequence[Int[np.ndarray, " P"]]) -> list[list[int]]:
-        """Prompts that are packed into one row each, in ascending length."""
-        chunks: list[list[int]] = []
-        columns = 0
-        for number in sorted(range(len(prompts)), key=lambda number: len(prompts[number])):
-            columns += len(prompts[number])
-            if not chunks or columns > self.row_columns:
-                chunks.append([])
-                columns = len(prompts[number])
-            chunks[-1].append(number)
-        return chunks
-
     def _begin(
-        self, prompts: Sequence[Int[np.ndarray, " P"]], numbers: Sequence[int], prompt_of: Int[np.ndarray, " N"]
-    ) -> _Group:
-        states = self.memory.states(prompts)
-        members = [np.flatnonzero(prompt_of == number) for number in numbers]
-        return _Group(
-            texts=pack_prompts(self.policy, self.memory.reader.prefix, states),
-            hidden=torch.stack([state.hidden for state in states]),
-            words=[()] * len(prompts),
-            rows=np.concatenate(members),
-            text_of=np.repeat(np.arange(len(prompts)), [len(rows) for rows in members]),
-        )
+        self, prompts: Sequence[Int[np.ndarray, " P"]], wave: Sequence[int], prompt_of: Int[np.ndarray, " N"]
+    ) -> list[_Group]:
+        """The prompts of a wave, packed into rows."""
+        states = dict(zip(wave, self.memory.states([prompts[number] for number in wave]), strict=True))
+        widths = {number: state.length - state.shared for number, state in states.items()}
+        groups = []
+        for numbers in _filled(wave, widths, self.row_columns - len(self.memory.reader.prefix_ids)):
+            some = [states[number] for number in numbers]
+            members = [np.flatnonzero(prompt_of == number) for number in numbers]
+            groups.append(
+                _Group(
+                    texts=pack_prompts(self.memory.reader.prefix, some),
+                    hidden=torch.stack([state.hidden for state in some]),
+                    words=[()] * len(numbers),
+                    rows=np.concatenate(members),
+                    text_of=np.repeat(np.arange(len(numbers)), [len(rows) for rows in members]),
+                )
+            )
+        return groups
 
     def _step(
         self,
-        group: _Group,
+        groups: Sequence[_Group],
         sampling: Sampling,
         uniforms: Float[np.ndarray, "N C"],
         written: _Written,
         settled: Settled | None,
     ) -> list[_Group]:
-        """Draws one token a completion; returns the group that goes on, cut in two if it has become too wide."""
-        place = len(group.words[0])
-        drawn, logprobs = self._draw(group, sampling, uniforms[:, place])
+        """One token more in every completion; the groups that go on, those that have become too wide cut in two.
+
+        The groups take each step together, so that the weights are read once a step.
+        """
+        place = len(groups[0].words[0])
+        draws = self._draw(groups, sampling, uniforms[:, place])
+        following = [
+            self._follow(group, place, *drawn, written, sampling, settled)
+            for group, drawn in zip(groups, draws, strict=True)
+        ]
+        if place + 1 == uniforms.shape[1]:
+            return []
+        live = [(group, *found) for group, found in zip(groups, following, strict=True) if found is not None]
+        if not live:
+            return []
+        hidden = extend(
+            self.memory.reader,
+            [group.texts for group, *_ in live],
+            [parents for _, _, parents in live],
+            [np.array([word[-1] for word in goes.words]) for _, goes, _ in live],
+        )
+        grown = []
+        for (_, goes, parents), states in zip(live, hidden, strict=True):
+            self.computed_tokens += len(parents)
+            goes.hidden = states
+            grown += self._cut(goes)
+        return grown
+
+    def _follow(
+        self,
+        group: _Group,
+        place: int,
+        drawn: Int[np.ndarray, " n"],
+        logprobs: Float[np.ndarray, " n"],
+        written: _Written,
+        sampling: Sampling,
+        settled: Settled | None,
+    ) -> tuple[_Group, Int[np.ndarray, " D"]] | None:
+        """What goes on of a group after a draw, without its hidden states, and the text before each of its texts."""
         written.tokens[group.rows, place] = drawn
         written.logprobs[group.rows, place] = logprobs
         written.lengths[group.rows] = place + 1
@@ -144,21 +186,20 @@ class FreeDecoder:
         words = [(*group.words[parent], token) for parent, token in pairs.tolist()]
         over = np.array([self._is_over(word, sampling, settled) for word in words])
         written.stopped[group.rows] = over[text_of]
-        if over.all() or place + 1 == uniforms.shape[1]:
-            return []
+        if over.all():
+            return None
         kept = np.flatnonzero(~over)
         number_of = np.cumsum(~over) - 1
         rows, text_of = group.rows[~over[text_of]], number_of[text_of[~over[text_of]]]
         by_text = np.argsort(text_of, kind="stable")
-        self.computed_tokens += len(kept)
-        following = _Group(
+        goes = _Group(
             texts=group.texts,
-            hidden=group.texts.extend(parents=pairs[kept, 0], token_ids=pairs[kept, 1]),
+            hidden=group.hidden,
             words=[words[number] for number in kept.tolist()],
             rows=rows[by_text],
             text_of=text_of[by_text],
         )
-        return self._cut(following)
+        return goes, pairs[kept, 0]
 
     def _cut(self, group: _Group) -> list[_Group]:
         """The group, or its two halves where its row has become too wide."""
@@ -180,18 +221,27 @@ class FreeDecoder:
         return halves
 
     def _draw(
-        self, group: _Group, sampling: Sampling, uniforms: Float[np.ndarray, " N"]
-    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """A token a completion and its log-probability, a bounded number of texts at a time."""
+        self, groups: Sequence[_Group], sampling: Sampling, uniforms: Float[np.ndarray, " N"]
+    ) -> list[tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]]:
+        """A token a completion and its log-probability, group by group; a bounded number of texts at a time."""
+        hidden = torch.cat([group.hidden for group in groups])
+        counts = [len(group.words) for group in groups]
+        text_of = np.concatenate(
+            [group.text_of + first for group, first in zip(groups, np.cumsum([0, *counts]), strict=False)]
+        )
+        uniform = uniforms[np.concatenate([group.rows for group in groups])]
         weight = self.policy.output_weight(None)
         parts = []
-        for start in range(0, len(group.words), TEXTS_PER_CHUNK):
-            first, last = group.text_of.searchsorted((start, start + TEXTS_PER_CHUNK))
-            logits = self.policy.project(group.hidden[start : start + TEXTS_PER_CHUNK], weight)
-            logprobs = decoding_logprobs(logits, sampling)
-            text_of, rows = group.text_of[first:last] - start, group.rows[first:last]
-            parts.append(draw_grouped(logprobs, text_of, uniforms[rows], sampling.greedy))
-        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+        for start in range(0, len(hidden), TEXTS_PER_CHUNK):
+            logits = self.policy.project(hidden[start : start + TEXTS_PER_CHUNK], weight)
+            for few in range(0, len(logits), self.drawn_together):
+                logprobs = decoding_logprobs(logits[few : few + self.drawn_together], sampling)
+                first, last = text_of.searchsorted((start + few, start + few + len(logprobs)))
+                text = text_of[first:last] - start - few
+                parts.append(draw_grouped(logprobs, text, uniform[first:last], sampling.greedy))
+        ends = np.cumsum([len(group.rows) for group in groups])[:-1]
+        tokens, logprobs_n = (np.split(np.concatenate(part), ends) for part in zip(*parts, strict=True))
+        return list(zip(tokens, logprobs_n, strict=True))
 
     def _is_over(self, word: tuple[int, ...], sampling: Sampling, settled: Settled | None) -> bool:
         """Whether a completion ends with these tokens. Every distinct one is decoded once."""
@@ -229,3 +279,16 @@ class FreeDecoder:
                 )
             completions.append(made[prompt, word])
         return completions
+
+
+def _filled(numbers: Sequence[int], sizes: Sequence[int] | Mapping[int, int], room: int) -> list[list[int]]:
+    """Numbers in order, in parts whose sizes add up to `room` at most (or of one number)."""
+    parts: list[list[int]] = []
+    filled = 0
+    for number in numbers:
+        filled += sizes[number]
+        if not parts or filled > room:
+            parts.append([])
+            filled = sizes[number]
+        parts[-1].append(number)
+    return parts

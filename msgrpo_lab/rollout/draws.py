@@ -44,7 +44,9 @@ def _invert(
     logprobs: Float[torch.Tensor, "D V"], text: Int[torch.Tensor, " N"], uniform: Float[torch.Tensor, " N"]
 ) -> Int[torch.Tensor, " N"]:
     blocks = -(-logprobs.shape[1] // BLOCK)
-    mass = torch.nn.functional.pad(logprobs.exp(), (0, blocks * BLOCK - logprobs.shape[1]))
+    mass, missing = logprobs.exp(), blocks * BLOCK - logprobs.shape[1]
+    if missing:
+        mass = torch.nn.functional.pad(mass, (0, missing))
     mass_DBK = mass.view(len(mass), blocks, BLOCK)
     block_mass = mass_DBK.sum(dim=-1, dtype=torch.float64)[text]
     block_reached = _cumulate(block_mass)

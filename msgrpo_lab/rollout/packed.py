@@ -13,19 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from transformers import DynamicCache
 
+from msgrpo_lab.lap.blocks import Block, GrowingMemory
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.rollout.reading import KeysValues, PromptState, cache_of, cached, read_tokens
+from msgrpo_lab.rollout.reading import KeysValues, PromptReader, PromptState, cache_of, cached, read_tokens
 
 
 @dataclass(slots=True)
 class PackedTexts:
-    """Distinct texts in one row of the key-value cache; made by `pack_prompts`."""
+    """Distinct texts in one row of keys and values; made by `pack_prompts`, continued by `extend`."""
 
-    policy: LanguagePolicy
-    """Must not change while this object lives."""
-    cache: DynamicCache
+    memory: GrowingMemory
     visible: Bool[np.ndarray, "D M"]
     """Which tokens of the row each text consists of."""
     lengths: Int[np.ndarray, " D"]
@@ -36,38 +34,67 @@ class PackedTexts:
         """Tokens in the row."""
         return int(self.visible.shape[1])
 
-    @torch.no_grad()
-    def extend(self, parents: Int[np.ndarray, " D"], token_ids: Int[np.ndarray, " D"]) -> Float[torch.Tensor, "D H"]:
-        """Text d becomes text `parents[d]` with one more token; returns the hidden states after it.
-
-        No value is read from the device here.
-        """
-        self.visible = np.concatenate([self.visible[parents], np.eye(len(parents), dtype=bool)], axis=1)
-        positions = self.lengths[parents]
-        self.lengths = positions + 1
-        device = self.policy.device
-        hidden = read_tokens(
-            self.policy,
-            torch.from_numpy(token_ids).to(device)[None],
-            self.cache,
-            torch.from_numpy(self.visible).to(device)[None, None],
-            torch.from_numpy(positions).to(device)[None],
-        )
-        return hidden[0]
-
     def part(self, texts: Int[np.ndarray, " D"]) -> PackedTexts:
         """These texts in a row of their own, without the tokens that none of them sees."""
         needed = np.flatnonzero(self.visible[texts].any(axis=0))
-        index = torch.from_numpy(needed).to(self.policy.device)
+        store = self.memory.store
+        index = torch.from_numpy(needed).to(store.device)
         return PackedTexts(
-            policy=self.policy,
-            cache=cache_of(cached(self.cache, 0).index_select(-2, index)),
+            memory=GrowingMemory(store.index_select(-2, index), len(needed)),
             visible=self.visible[np.ix_(texts, needed)],
             lengths=self.lengths[texts],
         )
 
 
-def pack_prompts(policy: LanguagePolicy, prefix: KeysValues | None, states: Sequence[PromptState]) -> PackedTexts:
+@torch.no_grad()
+def extend(
+    reader: PromptReader,
+    rows: Sequence[PackedTexts],
+    parents: Sequence[Int[np.ndarray, " D"]],
+    token_ids: Sequence[Int[np.ndarray, " D"]],
+) -> list[Float[torch.Tensor, "D H"]]:
+    """In each row, text d becomes text `parents[d]` with one more token; returns the hidden states after it.
+
+    All rows in one call of a decoder that takes several blocks, one by one in any other. No value is read from the
+    device here.
+    """
+    device = reader.policy.device
+    positions = []
+    for row, parent in zip(rows, parents, strict=True):
+        row.visible = np.concatenate([row.visible[parent], np.eye(len(parent), dtype=bool)], axis=1)
+        positions.append(torch.from_numpy(row.lengths[parent]).to(device)[None])
+        row.lengths = row.lengths[parent] + 1
+    tokens = [torch.from_numpy(some).to(device)[None] for some in token_ids]
+    seen = [torch.from_numpy(row.visible).to(device)[None] for row in rows]
+    if reader.decoder is None:
+        steps = zip(rows, tokens, seen, positions, strict=True)
+        return [_extend_one(reader.policy, row.memory, *step) for row, *step in steps]
+    blocks = [
+        Block(token_ids=some, positions=places, own_mask=mask, grows=row.memory)
+        for row, some, places, mask in zip(rows, tokens, positions, seen, strict=True)
+    ]
+    hidden, _ = reader.decoder(blocks)
+    return [states[0] for states in hidden]
+
+
+def _extend_one(
+    policy: LanguagePolicy,
+    memory: GrowingMemory,
+    tokens: Int[torch.Tensor, "1 D"],
+    seen: Bool[torch.Tensor, "1 D M"],
+    positions: Int[torch.Tensor, "1 D"],
+) -> Float[torch.Tensor, "D H"]:
+    """`extend` for one row, behind the model library's own cache."""
+    count = tokens.shape[1]
+    cache = cache_of(memory.store[:, :, None, :, : memory.length])
+    hidden = read_tokens(policy, tokens, cache, seen[:, None], positions)
+    memory.make_room(count)
+    memory.store[:, :, :, memory.length : memory.length + count] = cached(cache, memory.length)[:, :, 0]
+    memory.length += count
+    return hidden[0]
+
+
+def pack_prompts(prefix: KeysValues | None, states: Sequence[PromptState]) -> PackedTexts:
     """Prompts, with their keys and values, as the first texts of a row; `prefix` is what they share, if anything."""
     start = 0 if prefix is None else prefix.shape[-2]
     ends = start + np.cumsum([state.length - state.shared for state in states])
@@ -80,8 +107,7 @@ def pack_prompts(policy: LanguagePolicy, prefix: KeysValues | None, states: Sequ
         seen[end - (state.length - state.shared) : end] = True
         parts.append(state.keys_values)
     return PackedTexts(
-        policy=policy,
-        cache=cache_of(torch.cat(parts, dim=-2)[:, :, None]),
+        memory=GrowingMemory(torch.cat(parts, dim=-2), int(ends[-1])),
         visible=visible,
         lengths=np.array([state.length for state in states], dtype=np.int64),
     )

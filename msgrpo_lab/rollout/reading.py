@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from transformers import DynamicCache
 
-from msgrpo_lab.lap.decoder import Block, BlockDecoder, Memory, Read
+from msgrpo_lab.lap.blocks import Block, Memory, Read
+from msgrpo_lab.lap.decoder import BlockDecoder
 from msgrpo_lab.lap.forest import row_width
 from msgrpo_lab.lap.plan import pad_rows
 from msgrpo_lab.lap.policy import LanguagePolicy
@@ -92,6 +93,8 @@ class PromptReader:
     def __init__(self, policy: LanguagePolicy, token_budget: int) -> None:
         check_full_attention(policy)
         self.policy = policy
+        self.decoder: BlockDecoder | None = None if policy.blocks is None else policy.blocks.frozen()
+        """Runs the policy as it is now, if the block decoder knows its model."""
         self.token_budget = token_budget
         self.computed_tokens = 0
         self.prefix: KeysValues | None = None
@@ -114,11 +117,11 @@ class PromptReader:
                     break
                 count, start, longest = count + 1, earlier, longer
             chunk, order = order[:count], order[count:]
-            some, decoder = [prompts[index] for index in chunk], self.policy.blocks
-            if decoder is None:
+            some = [prompts[index] for index in chunk]
+            if self.decoder is None:
                 found = self._read_rows(some, start, keep)
             else:
-                found = self._read_trees(decoder, some, start, keep)
+                found = self._read_trees(self.decoder, some, start, keep)
             states.update(zip(chunk, found, strict=True))
         return [states[index] for index in range(len(prompts))]
 

@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from msgrpo_lab.lap.decoder import Block, BlockDecoder, Memory, Read
+from msgrpo_lab.lap.blocks import Block, GrowingMemory, Memory, Read
+from msgrpo_lab.lap.decoder import BlockDecoder
 
 SIZES = {
     "vocab_size": 50,
@@ -168,3 +169,45 @@ def test_models_that_it_does_not_compute_are_left_to_hugging_face() -> None:
     assert not BlockDecoder.supports(causal_lm, torch.float32)
     causal_lm.config.hidden_act, causal_lm.config.model_type = "silu", "mamba"
     assert not BlockDecoder.supports(causal_lm, torch.float32)
+
+
+@pytest.mark.parametrize(("family", "lora"), MODELS)
+@torch.no_grad()
+def test_a_text_fed_piece_by_piece_into_a_growing_memory_reads_as_a_whole(family: str, lora: bool) -> None:
+    _, causal_lm = model_of(family, lora)
+    decoder = BlockDecoder(causal_lm)
+    (whole,), (kept,) = decoder([Block(token_ids=TEXTS[:1], positions=torch.arange(16)[None])], keep=[0])
+    heads = kept.keys[0].shape[1]
+    memory = GrowingMemory(torch.empty(3, 2, heads, 0, 4), 0)
+    pieces, start = [], 0
+    for width in (6, 1, 1, 5, 3):
+        stop = start + width
+        block = Block(
+            token_ids=TEXTS[:1, start:stop],
+            positions=torch.arange(start, stop)[None],
+            own_mask=torch.ones(stop, stop, dtype=torch.bool).tril()[None, start:],
+            grows=memory,
+        )
+        (hidden,), _ = decoder([block])
+        pieces.append(hidden)
+        start = stop
+    assert memory.length == 16
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-5, atol=1e-5)
+    for layer in range(3):
+        torch.testing.assert_close(memory.store[layer, 0, :, :16], kept.keys[layer][0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(memory.store[layer, 1, :, :16], kept.values[layer][0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "lora"), MODELS)
+@torch.no_grad()
+def test_a_frozen_decoder_computes_the_same_and_keeps_its_adapter(family: str, lora: bool) -> None:
+    trained, causal_lm = model_of(family, lora)
+    decoder = BlockDecoder(causal_lm)
+    frozen, before = decoder.frozen(), tree_hidden(decoder)
+    assert torch.equal(tree_hidden(frozen), before)
+    if lora:
+        for name, parameter in trained.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1)
+        assert torch.equal(tree_hidden(frozen), before)
+        assert not torch.equal(tree_hidden(decoder), before)

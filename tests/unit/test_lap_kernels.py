@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from msgrpo_lab.lap.kernels import Linear, attend, project, rms_norm, rotate, swiglu
+from msgrpo_lab.lap.kernels import attend, rms_norm, rotate
+from msgrpo_lab.lap.projections import Linear, Prepared, project, swiglu_mlp
 
 RANDOM = torch.Generator().manual_seed(0)
 
@@ -73,10 +74,31 @@ def test_rms_norm(trained: bool) -> None:
     assert gradcheck(lambda a, b: rms_norm(a, b, 1e-5), (x, weight))
 
 
-def test_swiglu() -> None:
-    gate, up = normal(5, 6, grad=True), normal(5, 6, grad=True)
-    torch.testing.assert_close(swiglu(gate, up), gate * torch.sigmoid(gate) * up, rtol=1e-12, atol=1e-12)
-    assert gradcheck(swiglu, (gate, up))
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_mlp_is_the_plain_formula(rank: int | None, bias: bool) -> None:
+    x = normal(6, 5)
+    gate, up, down = linear(7, 5, rank, bias), linear(7, 5, rank, bias), linear(5, 7, rank, bias)
+    opened = plain_projection(x, gate)
+    expected = plain_projection(opened * torch.sigmoid(opened) * plain_projection(x, up), down)
+    found = swiglu_mlp(x, [gate, up], [down])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    if rank is not None:
+        prepared = swiglu_mlp(x, Prepared.of([gate, up], x.dtype), Prepared.of([down], x.dtype))
+        assert torch.equal(prepared, found)
+
+
+def test_the_mlp_has_the_gradient_of_finite_differences() -> None:
+    linears = [linear(7, 5, 2), linear(7, 5, 3), linear(5, 7, 2)]
+    factors = [f.requires_grad_() for one in linears for f in (one.lora_a, one.lora_b) if f is not None]
+    x = normal(6, 5).requires_grad_()
+
+    def mlp(x: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
+        pairs = zip(factors[0::2], factors[1::2], strict=True)
+        made = [one._replace(lora_a=a, lora_b=b) for one, (a, b) in zip(linears, pairs, strict=True)]
+        return swiglu_mlp(x, made[:2], made[2:])
+
+    assert gradcheck(mlp, (x, *factors))
 
 
 def test_rotation_turns_pairs_by_their_angle_and_back() -> None:

@@ -1,0 +1,192 @@
+"""A decoder's projections with their low-rank adapters, each group as one autograd node that keeps and copies little.
+
+Composed from torch's own operations, so they run on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Linear(NamedTuple):
+    """One projection of a decoder: frozen or trained weight, and its LoRA adapter where it has one."""
+
+    weight: Float[Tensor, "O I"]
+    bias: Float[Tensor, " O"] | None
+    lora_a: Float[Tensor, "r I"] | None
+    lora_b: Float[Tensor, "O r"] | None
+    scale: float
+    """alpha / r of the adapter."""
+
+    @property
+    def adapted(self) -> bool:
+        """Whether it has an adapter."""
+        return self.lora_a is not None
+
+
+class Prepared(NamedTuple):
+    """Projections of one input, their adapters' factors in the type computed with and side by side."""
+
+    weights: tuple[Float[Tensor, "O I"], ...]
+    biases: tuple[Float[Tensor, " O"] | None, ...]
+    a: Float[Tensor, "R I"]
+    b: tuple[Float[Tensor, "O r"], ...]
+    """Scaled."""
+    ranks: tuple[int, ...]
+    """r of each; they sum to R."""
+
+    @classmethod
+    def of(cls, linears: Sequence[Linear], dtype: torch.dtype) -> Prepared:
+        """From projections that all have an adapter."""
+        factors = [(linear.lora_a, linear.lora_b) for linear in linears]
+        assert all(first is not None and second is not None for first, second in factors)
+        return cls(
+            weights=tuple(linear.weight for linear in linears),
+            biases=tuple(linear.bias for linear in linears),
+            a=torch.cat([first.to(dtype) for first, _ in factors if first is not None]),
+            b=tuple(
+                (second * linear.scale).to(dtype)
+                for (_, second), linear in zip(factors, linears, strict=True)
+                if second is not None
+            ),
+            ranks=tuple(len(first) for first, _ in factors if first is not None),
+        )
+
+    def apply(self, x: Float[Tensor, "T I"]) -> tuple[list[Float[Tensor, "T O"]], Float[Tensor, "T R"]]:
+        """The outputs, and x Aᵀ.
+
+        The adapters' first factors are applied to x as one product, because a product with r = 16 columns costs the
+        reading of x and little else.
+        """
+        xa = x @ self.a.t()
+        outputs = []
+        parts = torch.split(xa, list(self.ranks), dim=1)
+        for weight, bias, part, second in zip(self.weights, self.biases, parts, self.b, strict=True):
+            y = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+            outputs.append(y.addmm_(part, second.t()))
+        return outputs, xa
+
+
+def project(x: Float[Tensor, "T I"], linears: Sequence[Linear] | Prepared) -> list[Float[Tensor, "T O"]]:
+    """Several projections of one input: x Wᵀ + b + scale · (x Aᵀ) Bᵀ each. Prepared ones have no gradient."""
+    if isinstance(linears, Prepared):
+        return linears.apply(x)[0]
+    trained = any(linear.weight.requires_grad for linear in linears)
+    if trained or not all(linear.adapted for linear in linears):
+        return [_plain(x, linear) for linear in linears]
+    factors = [factor for linear in linears for factor in (linear.lora_a, linear.lora_b)]
+    outputs: tuple[Tensor, ...] = _LoraProjections.apply(x, tuple(linears), *factors)  # type: ignore[no-untyped-call]
+    return list(outputs)
+
+
+def _plain(x: Float[Tensor, "T I"], linear: Linear) -> Float[Tensor, "T O"]:
+    y = torch.nn.functional.linear(x, linear.weight, linear.bias)
+    if linear.lora_a is None or linear.lora_b is None:
+        return y
+    return y + (x @ linear.lora_a.to(x.dtype).t()) @ (linear.lora_b * linear.scale).to(x.dtype).t()
+
+
+def swiglu_mlp(
+    x: Float[Tensor, "T I"], gate_up: Sequence[Linear] | Prepared, down: Sequence[Linear] | Prepared
+) -> Float[Tensor, "T I"]:
+    """down(silu(gate(x)) · up(x)). What lies between the projections is made again in the backward pass."""
+    if not isinstance(gate_up, Prepared) and not isinstance(down, Prepared):
+        linears = (*gate_up, *down)
+        if not any(linear.weight.requires_grad for linear in linears) and all(linear.adapted for linear in linears):
+            factors = [factor for linear in linears for factor in (linear.lora_a, linear.lora_b)]
+            out: Tensor = _LoraMLP.apply(x, tuple(gate_up), tuple(down), *factors)  # type: ignore[no-untyped-call]
+            return out
+    gate, up = project(x, gate_up)
+    return project(torch.nn.functional.silu(gate).mul(up), down)[0]
+
+
+class _Saved(NamedTuple):
+    """What the backward pass of some projections needs beside their input."""
+
+    prepared: Prepared
+    xa: Float[Tensor, "T R"]
+    scales: tuple[float, ...]
+    types: tuple[torch.dtype, ...]
+    """Of the factors as parameters: first and second of each projection in turn."""
+
+    def backward(
+        self, x: Tensor, grads: Sequence[Tensor], needs_input: bool = True
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """The gradients of the input and of the factors."""
+        _, _, a, b, ranks = self.prepared
+        through = torch.cat([grad @ second for grad, second in zip(grads, b, strict=True)], dim=1)
+        dx: Tensor | None = None
+        if needs_input:
+            dx = grads[0] @ self.prepared.weights[0]
+            for grad, weight in zip(grads[1:], self.prepared.weights[1:], strict=True):
+                dx.addmm_(grad, weight)
+            dx.addmm_(through, a)
+        da = torch.split(through.t() @ x, list(ranks))
+        factors: list[Tensor] = []
+        parts = torch.split(self.xa, list(ranks), dim=1)
+        for index, (grad, part, scale) in enumerate(zip(grads, parts, self.scales, strict=True)):
+            db = (grad.t() @ part).to(self.types[2 * index + 1]).mul_(scale)
+            factors += [da[index].to(self.types[2 * index]), db]
+        return dx, factors
+
+    @classmethod
+    def of(cls, prepared: Prepared, xa: Tensor, linears: Sequence[Linear]) -> _Saved:
+        types = [factor.dtype for linear in linears for factor in (linear.lora_a, linear.lora_b) if factor is not None]
+        return cls(prepared, xa, tuple(linear.scale for linear in linears), tuple(types))
+
+
+class _LoraProjections(torch.autograd.Function):
+    """`project` for frozen weights with adapters."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linears: tuple[Linear, ...], *factors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
+        prepared = Prepared.of(linears, x.dtype)
+        outputs, xa = prepared.apply(x)
+        ctx.save_for_backward(x)
+        ctx.saved = _Saved.of(prepared, xa, linears)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        dx, factors = ctx.saved.backward(x, grads, ctx.needs_input_grad[0])
+        return (dx, None, *factors)
+
+
+class _LoraMLP(torch.autograd.Function):
+    """`swiglu_mlp` for frozen weights with adapters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gate_up: tuple[Linear, ...],
+        down: tuple[Linear, ...],
+        *factors: Tensor,  # noqa: ARG004
+    ) -> Tensor:
+        first, last = Prepared.of(gate_up, x.dtype), Prepared.of(down, x.dtype)
+        (gate, up), xa = first.apply(x)
+        (out,), ha = last.apply(torch.nn.functional.silu(gate).mul_(up))
+        ctx.save_for_backward(x, gate, up)
+        ctx.saved = _Saved.of(first, xa, gate_up), _Saved.of(last, ha, down)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate, up = ctx.saved_tensors
+        first, last = ctx.saved
+        opened = torch.nn.functional.silu(gate)
+        dh, of_down = last.backward(opened * up, (grad,))
+        assert dh is not None
+        dup = opened.mul_(dh)
+        dgate = torch.ops.aten.silu_backward(dh.mul_(up), gate)
+        dx, of_gate_up = first.backward(x, (dgate, dup), ctx.needs_input_grad[0])
+        return (dx, None, None, *of_gate_up, *of_down)
