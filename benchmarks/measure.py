@@ -51,7 +51,8 @@ class Measurement:
     work: Work
     """The least work that the update can do: every distinct token once."""
     peak_memory_mb: float | None
-    """Highest resident (CUDA: allocated) memory during the measurement; None where it cannot be reset."""
+    """Highest resident (CUDA: allocated) memory during the measurement; None where it cannot be reset, and in all but
+    the first repetition."""
     base_memory_mb: float | None
     """The same at its start: model, optimiser and program."""
 
@@ -182,6 +183,8 @@ def measure(lab: Lab, *, variant: str, repetition: int, seed: int, accelerator: 
     """Runs one epoch (a rollout, its credit and one pass of updates) and takes what the lab says of it.
 
     The policy's weights are the same before and after. Times are the lab's own (`perf/rollout_s`, `perf/update_s`, …).
+    Memory is that of the first repetition: its peak can only be told after freed memory was given back, which training
+    does not do, and which makes the measurement slower.
     """
     memory, batches = _Memory(), _Batches()
     trainer = L.Trainer(
@@ -197,7 +200,7 @@ def measure(lab: Lab, *, variant: str, repetition: int, seed: int, accelerator: 
     )
     lab.data.seed = seed
     with untouched(lab.policy):
-        base = reset_peak_memory()
+        base = reset_peak_memory() if repetition <= 0 else None
         started = time.perf_counter()
         trainer.fit(lab.module, datamodule=lab.data)
         stopwatch_s = time.perf_counter() - started
