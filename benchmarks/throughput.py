@@ -37,7 +37,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     made.add_argument("--policy", nargs="+", choices=POLICIES, default=["untrained", "legal"])
     made.add_argument("--groups", type=_count, default=8, help="groups of the fast path")
-    made.add_argument("--naive-groups", type=_count, help="groups of the naive path; by default what 64 episodes hold")
+    made.add_argument(
+        "--naive-groups",
+        type=_count_or_none,
+        help="groups of the naive path; by default what 64 episodes hold; 0: none",
+    )
     made.add_argument("--group-size", type=_count, nargs="+", default=list(GROUP_SIZES))
     made.add_argument("--horizon", type=_count, default=8)
     made.add_argument("--max-new-tokens", type=_count, default=8)
@@ -56,6 +60,10 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
     return value
+
+
+def _count_or_none(text: str) -> int:
+    return 0 if text == "0" else _count(text)
 
 
 def cells_of(arguments: argparse.Namespace) -> list[Cell]:

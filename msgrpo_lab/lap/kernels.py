@@ -127,10 +127,10 @@ class _Attend(torch.autograd.Function):
             torch.bmm(probs.transpose(1, 2), g[part], out=dv[part])
             dprobs = torch.bmm(g[part], v[part].transpose(1, 2))
             dscores = torch.ops.aten._softmax_backward_data(dprobs, probs, -1, probs.dtype)
-            torch.bmm(dscores, k[part], out=dq[part])
-            torch.bmm(dscores.transpose(1, 2), q[part], out=dk[part])
+            torch.baddbmm(dq[part], dscores, k[part], beta=0, alpha=ctx.scale, out=dq[part])
+            torch.baddbmm(dk[part], dscores.transpose(1, 2), q[part], beta=0, alpha=ctx.scale, out=dk[part])
         shape = (rows, groups, -1, q.shape[-1])
-        return dq.mul_(ctx.scale).view(grad.shape), dk.mul_(ctx.scale).view(shape), dv.view(shape), None, None
+        return dq.view(grad.shape), dk.view(shape), dv.view(shape), None, None
 
 
 def _parts(axes: tuple[int, int, int, int], k: Tensor) -> list[slice]:
@@ -156,6 +156,6 @@ def _probabilities(
     if len(own) == 1:
         scores = torch.baddbmm(own.repeat(1, repeats, 1), q, k.transpose(1, 2), alpha=scale)
     else:
-        scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+        scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)
         scores.view(-1, groups * repeats, width, scores.shape[-1]).add_(own[:, None])
     return torch.softmax(scores, dim=-1)
