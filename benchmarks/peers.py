@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # run by path: Python put benchmarks/ itself on t
 from benchmarks import trl_peer
 from benchmarks.cells import ENVS, FAST, MODELS, POLICIES, Cell, configuration, unit_cell
 from benchmarks.handwritten import HandWritten
-from benchmarks.measure import measure, resized, untouched
+from benchmarks.measure import measure, untouched
 from benchmarks.peer_job import PeerJob, PeerResult, samples_of
 from benchmarks.ratios import Ratio, paired_ratio
 from benchmarks.report import machine

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--naive-groups",
         type=_count_or_none,
-        help="groups of the naive path; by default what 64 episodes hold; 0: none",
+        help="groups of the naive path; by default what 64 episodes hold; 0 for none",
     )
     made.add_argument("--group-size", type=_count, nargs="+", default=list(GROUP_SIZES))
     made.add_argument("--horizon", type=_count, default=8)
