@@ -1,0 +1,212 @@
+"""Rollouts in files: Parquet, one row a turn, with all that is needed to know what is true of them without the model.
+
+A file holds every turn to the bit, and in its metadata the game's settings, the decoding rule and the sampling policy's
+action probabilities on every text of every map played. So any credit rule can be held against the exact values later, by
+dynamic programming alone. Columns and their meaning: `columns.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from msgrpo_lab.fidelity.columns import SCHEMA, as_columns, from_columns
+from msgrpo_lab.fidelity.files import written_whole
+from msgrpo_lab.rollout.action_probs import ActionTable
+from msgrpo_lab.rollout.truth import LakeTruth, has_oracle, lake_truth
+from msgrpo_lab.tsmg.base import TextGame
+from msgrpo_lab.tsmg.frozen_lake import FrozenLake
+from msgrpo_lab.types import RolloutBatch, Sampling
+
+VERSION = "msgrpo_lab.rollouts/1"
+"""Names the layout of a file; another layout gets another number."""
+META = b"msgrpo_lab"
+"""Key of the metadata, a JSON text, in the Parquet schema."""
+MAGIC = b"PAR1"
+"""What a Parquet file begins and ends with."""
+GAMES: Mapping[str, Callable[..., TextGame]] = {FrozenLake.__name__: FrozenLake}
+"""Games with an oracle, by the name that a file holds. A file names no code to be run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GameSettings:
+    """The scenario of a rollout."""
+
+    game: str
+    """Name of the game's class."""
+    settings: Mapping[str, Any]
+    """Its arguments, all of them."""
+
+    @classmethod
+    def of(cls, make_game: Callable[[], TextGame]) -> GameSettings:
+        """The settings that a game class, or a partial call of one (a file of `conf/env`), makes games with."""
+        of_class = make_game.func if isinstance(make_game, partial) else make_game
+        given = make_game.keywords if isinstance(make_game, partial) else {}
+        if not isinstance(of_class, type):
+            raise ValueError(f"make_game={make_game!r}: must be a game's class, or functools.partial of one")
+        defaults = {
+            name: one.default
+            for name, one in signature(of_class).parameters.items()
+            if one.default is not Parameter.empty
+        }
+        return cls(game=of_class.__name__, settings={**defaults, **given})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedRollout:
+    """A rollout, and under what it was played."""
+
+    batch: RolloutBatch
+    scenario: GameSettings
+    sampling: Sampling
+    table: ActionTable | None
+    """The sampling policy on every text of every map played; None where nobody has asked it."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Where the rollout comes from, for people: plain values by name."""
+
+    def truth(self) -> LakeTruth:
+        """The exact values of the policy that has sampled it, computed anew.
+
+        Raises:
+            ValueError: the game has no oracle, the file holds no action probabilities, or not those of this rollout.
+        """
+        make = GAMES.get(self.scenario.game)
+        if make is None or not has_oracle(make):
+            raise ValueError(
+                f"game {self.scenario.game} has no oracle, so nothing is known to hold credit against; save a rollout of "
+                f"{', '.join(GAMES)} (env=frozenlake)"
+            )
+        if self.table is None:
+            raise ValueError(
+                "no action probabilities are saved with the rollout; save it by callbacks.rollouts, which asks for them"
+            )
+        try:
+            game = make(**self.scenario.settings)
+        except TypeError as error:
+            raise ValueError(f"settings of {self.scenario.game}: {error}; save the rollout again") from error
+        return lake_truth(self.batch, game=game, table_of=self.table.select)
+
+
+def save_rollout(path: Path, saved: SavedRollout) -> None:
+    """Writes a rollout whole or not at all; loading it gives back an equal one, to the bit.
+
+    Raises:
+        OSError: it cannot be written; what stood there still does.
+        ValueError: an episode without turns, or a value that no column can hold.
+    """
+    meta = {
+        "schema": VERSION,
+        **asdict(saved.scenario),
+        "sampling": asdict(saved.sampling),
+        "table": None if saved.table is None else _plain_table(saved.table),
+        "origin": dict(saved.origin),
+    }
+    schema = SCHEMA.with_metadata({META: json.dumps(meta, allow_nan=False)})
+    table = pa.table(as_columns(saved.batch), schema=schema)
+    with written_whole(path) as stream:
+        pq.write_table(table, stream, compression="zstd")
+
+
+def load_rollout(path: Path) -> SavedRollout:
+    """Reads a rollout.
+
+    Raises:
+        ValueError: there is no file, or not one that this version reads; one line that says which, and what to do.
+    """
+    table, meta = _read(path)
+    try:
+        sampling = meta["sampling"]
+        choices = sampling["choices"]
+        return SavedRollout(
+            batch=from_columns(table.to_pydict()),
+            scenario=GameSettings(game=meta["game"], settings=meta["settings"]),
+            sampling=Sampling(
+                **{
+                    **sampling,
+                    "stop": tuple(sampling["stop"]),
+                    "choices": None if choices is None else tuple(map(tuple, choices)),
+                }
+            ),
+            table=None if meta["table"] is None else _table(meta["table"]),
+            origin=meta["origin"],
+        )
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(_told(path, f"holds what no rollout has ({reason})", "save the rollout again")) from error
+
+
+def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows and the metadata of a file of this schema."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise ValueError(_told(path, what, "give a file that callbacks.rollouts has written"))
+    ends = _ends(path)
+    if ends[0] != MAGIC:
+        raise ValueError(_told(path, "is no Parquet file", "give a file that callbacks.rollouts has written"))
+    if ends[1] != MAGIC:
+        raise ValueError(_told(path, "is cut short", "copy it again, or save the rollout again"))
+    try:
+        schema = pq.read_schema(path)
+        meta = json.loads((schema.metadata or {}).get(META, b"null"))
+        _check_schema(path, schema, meta)
+        return pq.read_table(path, columns=SCHEMA.names), meta
+    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(_told(path, f"is damaged ({reason})", "copy it again, or save the rollout again")) from error
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    with path.open("rb") as stream:
+        first = stream.read(len(MAGIC))
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - len(MAGIC)))
+        return first, stream.read() if size >= 3 * len(MAGIC) else b""
+
+
+def _check_schema(path: Path, schema: pa.Schema, meta: Any) -> None:
+    if not isinstance(meta, dict) or "schema" not in meta:
+        raise ValueError(_told(path, "is Parquet, but no rollout", "give a file that callbacks.rollouts has written"))
+    if meta["schema"] != VERSION:
+        remedy = "save the rollout again, or read it with the version of the lab that wrote it"
+        raise ValueError(_told(path, f"has the schema {meta['schema']}; this version reads {VERSION}", remedy))
+    missing = [name for name in SCHEMA.names if name not in schema.names]
+    if missing:
+        columns = "column" if len(missing) == 1 else "columns"
+        raise ValueError(_told(path, f"lacks the {columns} {', '.join(missing)}", "save the rollout again"))
+    for wanted in SCHEMA:
+        found = schema.field(wanted.name).type
+        if found != wanted.type:
+            raise ValueError(
+                _told(path, f"has {found} in column {wanted.name}, which is {wanted.type}", "save the rollout again")
+            )
+
+
+def _told(path: Path, problem: str, remedy: str) -> str:
+    return f"rollouts={path}: {problem}; {remedy}"
+
+
+def _plain_table(table: ActionTable) -> dict[str, Any]:
+    return {
+        "texts": list(table.texts),
+        "prob": table.prob_XB.tolist(),
+        "standard_error": table.standard_error_XB.tolist(),
+        "exact": table.exact,
+    }
+
+
+def _table(plain: Mapping[str, Any]) -> ActionTable:
+    return ActionTable(
+        texts=tuple(plain["texts"]),
+        prob_XB=np.array(plain["prob"], dtype=np.float64),
+        standard_error_XB=np.array(plain["standard_error"], dtype=np.float64),
+        exact=bool(plain["exact"]),
+    )
