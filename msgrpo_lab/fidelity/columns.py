@@ -1,6 +1,6 @@
 """The columns of a rollout file: one row a turn, nothing nested, every value of `types.RolloutBatch` to the bit.
 
-Token ids and log-probabilities are binary: little-endian int64, and float32 or float64 by the type that the engine gave.
+Token ids and log-probabilities are binary: little-endian int64, and float32 or float64 as the engine gave them.
 """
 
 from __future__ import annotations
@@ -121,9 +121,7 @@ def _literal(key: Hashable) -> str:
     except (ValueError, SyntaxError):
         same = False
     if not same:
-        raise ValueError(
-            f"state_key={text}: cannot be kept in a file; make it of tuples, texts, numbers and truth values"
-        )
+        raise ValueError(f"state_key={text}: cannot be kept in a file; make it of tuples, texts and numbers")
     return text
 
 

@@ -1,7 +1,7 @@
 """A statistic of a rollout with its error: over the groups that were met, and over the episodes that a sampler drew.
 
-Why not percentiles of the resampled statistics? A resampled batch holds the noise of each of its groups again and again,
-so a cosine with the exact gradient lies lower in resamples than in the batch itself, and their percentiles may not even
+Why not percentiles of the resampled statistics? A resampled batch holds the noise of its groups again and again, so a
+cosine with the exact gradient lies lower in resamples than in the batch itself, and their percentiles may not even
 hold the estimate. Their spread does tell its standard error (Efron 1979), and the interval is the normal one.
 
 Axes: D draws of a sampler, R resamples a draw, G groups.

@@ -65,8 +65,8 @@ DRAWN_SCORES: Mapping[str, tuple[float, float]] = {
     "mean_advantage": ANY,
     "inclusion_bias": ANY,
 }
-"""What is measured of a sampler beside these: the cosine between the drawn episodes' gradient and the whole pool's under
-the same credit, the ratio of their norms (each a mean over episodes), and `sampler.diagnostics.diagnose`."""
+"""What is measured of a sampler beside these: the cosine between the drawn episodes' gradient and the whole pool's
+under the same credit, the ratio of their norms (each a mean over episodes), and `sampler.diagnostics.diagnose`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,7 +93,8 @@ class Yardstick:
     @property
     def num_turns_E(self) -> Int[np.ndarray, " E"]:  # noqa: N802
         """T_i."""
-        return self.taken_ET.sum(axis=1)
+        num_turns_E: Int[np.ndarray, " E"] = self.taken_ET.sum(axis=1)
+        return num_turns_E
 
 
 def yardstick_of(batch: RolloutBatch, truth: LakeTruth) -> Yardstick:
@@ -236,8 +237,8 @@ def relative_variance(
 def _check(yardstick: Yardstick, credit: Credit) -> None:
     if credit.turn_adv.shape != yardstick.taken_ET.shape or not np.array_equal(credit.turn_mask, yardstick.taken_ET):
         raise ValueError(
-            f"Credit.turn_adv has shape {credit.turn_adv.shape}, the rollout's turns {yardstick.taken_ET.shape}, or other"
-            " turns are masked: give the credit of the rollout that the yardstick is of"
+            f"Credit.turn_adv has shape {credit.turn_adv.shape}, the rollout's turns {yardstick.taken_ET.shape}, or it "
+            "masks other turns: give the credit of the rollout that the yardstick is of"
         )
     if not np.isfinite(credit.turn_adv).all():
         raise ValueError("Credit.turn_adv is not finite everywhere: check the rule and the rollout's rewards")

@@ -55,17 +55,18 @@ class ParameterSpace:
         Raises:
             ValueError: two words mean the same answer, or an answer that no word means has a gradient.
         """
-        parameters = [parameter for parameter in self.policy.trainable_parameters()]
+        parameters = list(self.policy.trainable_parameters())
         total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
-        batch, trie = self._batch(texts, gradient_XB), choice_trie(self.sampling.choices or ())
+        batch = self._batch(texts, gradient_XB).to(self.policy.device)
+        trie = choice_trie(self.sampling.choices or ())
         for plan in self.policy.plan(batch, trie, self.token_budget, self.sharing) if len(batch.input_ids) else ():
             stats = self.policy.token_stats(plan, trie, self.sampling)
-            weight = batch.advantage[torch.from_numpy(plan.samples)].to(stats.logprobs)
+            weight = batch.advantage[torch.from_numpy(plan.samples).to(self.policy.device)].to(stats.logprobs)
             objective = (weight * stats.logprobs.sum(dim=1)).sum()
             found = torch.autograd.grad(objective, parameters, allow_unused=True)
-            for sum_, part in zip(total, found, strict=True):
+            for so_far, part in zip(total, found, strict=True):
                 if part is not None:
-                    sum_ += part
+                    so_far.add_(part)
         return torch.cat([part.flatten() for part in total]).cpu().numpy()
 
     def cosine(self, truth: LakeTruth, batch: RolloutBatch, credit: Credit) -> float:

@@ -1,8 +1,8 @@
 """Rollouts in files: Parquet, one row a turn, with all that is needed to know what is true of them without the model.
 
 A file holds every turn to the bit, and in its metadata the game's settings, the decoding rule and the sampling policy's
-action probabilities on every text of every map played. So any credit rule can be held against the exact values later, by
-dynamic programming alone. Columns and their meaning: `columns.py`.
+action probabilities on every text of every map played. So any credit rule can be held against the exact values later,
+by dynamic programming alone. Columns and their meaning: `columns.py`.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class SavedRollout:
         make = GAMES.get(self.scenario.game)
         if make is None or not has_oracle(make):
             raise ValueError(
-                f"game {self.scenario.game} has no oracle, so nothing is known to hold credit against; save a rollout of "
-                f"{', '.join(GAMES)} (env=frozenlake)"
+                f"game {self.scenario.game} has no oracle to hold credit against; save a rollout of {', '.join(GAMES)} "
+                "(env=frozenlake)"
             )
         if self.table is None:
             raise ValueError(

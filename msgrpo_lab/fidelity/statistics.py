@@ -55,8 +55,8 @@ def agreement(
     Args:
         estimate_N: what a credit rule gave each played turn.
         exact_N: A^π of the same turns.
-        weight_N: how much each turn counts, at least 0: 1 for a whole rollout; under a sampler the loss weights that its
-            episode was drawn with, added up.
+        weight_N: how much each turn counts, at least 0: 1 for a whole rollout; under a sampler the sum of the loss
+            weights that its episode was drawn with.
         group_N: group of each turn, 0 to G − 1.
         times_RG: how often each resample holds each group.
     """
@@ -110,9 +110,8 @@ def rank_correlation(
     _, first_P, of_pair_N = np.unique(key_N, return_index=True, return_inverse=True)
     weight_PR = times_RG.T[group_N[first_P]] * np.bincount(of_pair_N, weight_N, len(first_P))[:, None]
     total_R = weight_PR.sum(axis=0)
-    x_PR, y_PR = rank_x_UR[of_x_N[first_P]], rank_y_VR[of_y_N[first_P]]
-    for rank_PR in (x_PR, y_PR):
-        rank_PR -= 0.5 * total_R  # the mean midrank
+    mean_R = 0.5 * total_R  # of midranks, whatever the ties
+    x_PR, y_PR = rank_x_UR[of_x_N[first_P]] - mean_R, rank_y_VR[of_y_N[first_P]] - mean_R
     weighted_PR = weight_PR * x_PR
     xx_R, xy_R = (np.einsum("pr,pr->r", weighted_PR, other) for other in (x_PR, y_PR))
     yy_R = np.einsum("pr,pr->r", np.multiply(weight_PR, y_PR, out=weighted_PR), y_PR)
@@ -128,7 +127,7 @@ def midranks(
     group_N: Int[np.ndarray, " N"],
     times_RG: Float[np.ndarray, "R G"],
 ) -> tuple[Float[np.ndarray, "V R"], Int[np.ndarray, " N"]]:
-    """Mean rank of each of the V distinct values in each resample, 0 to its total weight, and the value of each turn."""
+    """Mean rank of each of the V distinct values in each resample, 0 to its total weight, and each turn's value."""
     distinct_V, of_N = np.unique(value_N, return_inverse=True)
     shape = (len(distinct_V), times_RG.shape[1])
     weight_VR: Float[np.ndarray, "V R"] = sparse.csr_array((weight_N, (of_N, group_N)), shape=shape) @ times_RG.T
