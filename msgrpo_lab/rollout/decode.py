@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from msgrpo_lab.lap.decoding import decoding_logprobs
 from msgrpo_lab.rollout.choice import distinct_prompts
@@ -20,6 +20,7 @@ from msgrpo_lab.rollout.draws import draw_grouped
 from msgrpo_lab.rollout.engine import Settled
 from msgrpo_lab.rollout.packed import PackedTexts, extend, pack_prompts
 from msgrpo_lab.rollout.reading import PromptMemory
+from msgrpo_lab.rollout.written import Words, Written
 from msgrpo_lab.types import Completion, Sampling
 
 TEXTS_PER_CHUNK = 256
@@ -36,18 +37,6 @@ WAVE_TOKENS = {"cpu": 16384}
 """Prompt tokens that are continued side by side; their keys and values are held meanwhile."""
 WAVE_TOKENS_ELSEWHERE = 131072
 """The same on accelerators."""
-MEMORY = 100_000
-"""Decoded texts remembered at most."""
-
-
-@dataclass(slots=True)
-class _Written:
-    """What N completions consist of so far."""
-
-    tokens: Int[np.ndarray, "N C"]
-    logprobs: Float[np.ndarray, "N C"]
-    lengths: Int[np.ndarray, " N"]
-    stopped: Bool[np.ndarray, " N"]
 
 
 @dataclass(slots=True)
@@ -80,8 +69,7 @@ class FreeDecoder:
         self.row_columns = ROW_COLUMNS.get(device, ROW_COLUMNS_ELSEWHERE)
         self.wave_tokens = WAVE_TOKENS.get(device, WAVE_TOKENS_ELSEWHERE)
         self.drawn_together = DRAWN_TOGETHER.get(device, TEXTS_PER_CHUNK)
-        self._texts: dict[tuple[int, ...], str] = {}
-        self._ends = self.policy.end_token_ids
+        self.words = Words(self.policy)
 
     @torch.no_grad()
     def generate(
@@ -97,18 +85,13 @@ class FreeDecoder:
         completion. Logits and distributions stay on the device.
         """
         distinct, prompt_of = distinct_prompts(prompts)
-        written = _Written(
-            tokens=np.full(uniforms.shape, -1, dtype=np.int64),
-            logprobs=np.zeros(uniforms.shape, dtype=np.float32),
-            lengths=np.zeros(len(prompts), dtype=np.int64),
-            stopped=np.zeros(len(prompts), dtype=bool),
-        )
+        written = Written.nothing(uniforms.shape)
         by_length = sorted(range(len(distinct)), key=lambda number: len(distinct[number]))
         for wave in _filled(by_length, [len(prompt) for prompt in distinct], self.wave_tokens):
             groups = self._begin(distinct, wave, prompt_of)
             while groups:
                 groups = self._step(groups, sampling, uniforms, written, settled)
-        return self._completions(distinct, prompt_of, written)
+        return written.completions(distinct, prompt_of, self.words, self.version)
 
     def _begin(
         self, prompts: Sequence[Int[np.ndarray, " P"]], wave: Sequence[int], prompt_of: Int[np.ndarray, " N"]
@@ -136,7 +119,7 @@ class FreeDecoder:
         groups: Sequence[_Group],
         sampling: Sampling,
         uniforms: Float[np.ndarray, "N C"],
-        written: _Written,
+        written: Written,
         settled: Settled | None,
     ) -> list[_Group]:
         """One token more in every completion; the groups that go on, those that have become too wide cut in two.
@@ -173,7 +156,7 @@ class FreeDecoder:
         place: int,
         drawn: Int[np.ndarray, " n"],
         logprobs: Float[np.ndarray, " n"],
-        written: _Written,
+        written: Written,
         sampling: Sampling,
         settled: Settled | None,
     ) -> tuple[_Group, Int[np.ndarray, " D"]] | None:
@@ -184,7 +167,7 @@ class FreeDecoder:
         pairs, text_of = np.unique(np.stack([group.text_of, drawn], axis=1), axis=0, return_inverse=True)
         text_of = text_of.ravel()
         words = [(*group.words[parent], token) for parent, token in pairs.tolist()]
-        over = np.array([self._is_over(word, sampling, settled) for word in words])
+        over = np.array([self.words.is_over(word, sampling, settled) for word in words])
         written.stopped[group.rows] = over[text_of]
         if over.all():
             return None
@@ -242,43 +225,6 @@ class FreeDecoder:
         ends = np.cumsum([len(group.rows) for group in groups])[:-1]
         tokens, logprobs_n = (np.split(np.concatenate(part), ends) for part in zip(*parts, strict=True))
         return list(zip(tokens, logprobs_n, strict=True))
-
-    def _is_over(self, word: tuple[int, ...], sampling: Sampling, settled: Settled | None) -> bool:
-        """Whether a completion ends with these tokens. Every distinct one is decoded once."""
-        if word[-1] in self._ends:
-            return True
-        if not sampling.stop and settled is None:
-            return False
-        text = self._text(word)
-        return any(stop in text for stop in sampling.stop) or (settled is not None and settled(text))
-
-    def _text(self, word: tuple[int, ...]) -> str:
-        text = self._texts.get(word)
-        if text is None:
-            if len(self._texts) >= MEMORY:
-                self._texts.clear()
-            text = self._texts[word] = self.policy.tokenizer.decode(list(word), skip_special_tokens=True)
-        return text
-
-    def _completions(
-        self, distinct: Sequence[Int[np.ndarray, " P"]], prompt_of: Int[np.ndarray, " N"], written: _Written
-    ) -> list[Completion]:
-        """Equal completions of one prompt are one object."""
-        made: dict[tuple[int, tuple[int, ...]], Completion] = {}
-        completions = []
-        for row, (prompt, length) in enumerate(zip(prompt_of.tolist(), written.lengths.tolist(), strict=True)):
-            word = tuple(written.tokens[row, :length].tolist())
-            if (prompt, word) not in made:
-                made[prompt, word] = Completion(
-                    prompt_ids=distinct[prompt],
-                    token_ids=written.tokens[row, :length].copy(),
-                    logprobs=written.logprobs[row, :length].copy(),
-                    text=self._text(word),
-                    finish_reason="stop" if written.stopped[row] else "length",
-                    policy_version=self.version,
-                )
-            completions.append(made[prompt, word])
-        return completions
 
 
 def _filled(numbers: Sequence[int], sizes: Sequence[int] | Mapping[int, int], room: int) -> list[list[int]]:
