@@ -58,6 +58,7 @@ def build_lab(config: DictConfig) -> Lab:
         needs_reference=needs_reference,
         seed=config.seed,
         sharing=update.sharing,
+        truth_completions=config.rollout.truth_completions,
     )
     module = LAPModule(
         policy=policy,

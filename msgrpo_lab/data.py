@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import lightning as L
@@ -12,13 +12,15 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from msgrpo_lab.collate import collate, split_episodes
-from msgrpo_lab.credit.base import CreditAssigner
+from msgrpo_lab.credit.base import CreditAssigner, needs_oracle
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.rows import Sharing
+from msgrpo_lab.rollout.action_probs import table_maker
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.collect import Collector, RolloutObserver
 from msgrpo_lab.rollout.engine import RolloutEngine
 from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics
+from msgrpo_lab.rollout.truth import LakeTruth, lake_truth
 from msgrpo_lab.sampler.base import EpisodeSampler
 from msgrpo_lab.sampler.diagnostics import diagnose
 from msgrpo_lab.sampler.outcomes import with_outcomes
@@ -45,6 +47,8 @@ class RolloutDataModule(L.LightningDataModule):
         needs_reference: whether batches carry the reference policy's log-probabilities.
         seed: the run's seed.
         sharing: what samples share in a forward pass for reference log-probabilities; see `LAPModule`.
+        truth_completions: completions a text that the policy's action probabilities are estimated from, where the
+            oracle is asked and decoding is free.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class RolloutDataModule(L.LightningDataModule):
         needs_reference: bool,
         seed: int,
         sharing: Sharing = "tree",
+        truth_completions: int = 64,
     ) -> None:
         super().__init__()
         if not engine.samples_policy:
@@ -84,13 +89,20 @@ class RolloutDataModule(L.LightningDataModule):
         self.needs_reference = needs_reference
         self.seed = seed
         self.sharing: Sharing = sharing
+        self.truth_completions = truth_completions
         self.observers: list[RolloutObserver] = []
+        self.truth_askers: list[Callable[[int], bool]] = []
+        """Each says of an epoch whether it wants `truth`; where the credit rule needs an oracle it is always there."""
         self.rollout: RolloutBatch | None = None
-        """The rollout of the current epoch."""
+        """The rollout of the current epoch, refills included; with `exact_adv` where there is a `truth`."""
+        self.truth: LakeTruth | None = None
+        """Exact values of the policy that sampled the current rollout; None where nobody has asked for them."""
         self.metrics: dict[str, float] = {}
         """What the current epoch's rollout, credit and sampler say of themselves."""
         self.env_steps = 0
         self.episodes = 0
+        self._engine_metrics: dict[str, float] = {}
+        self._truth_s = 0.0
 
     @property
     def updates_per_epoch(self) -> int:
@@ -115,7 +127,7 @@ class RolloutDataModule(L.LightningDataModule):
         env_seeds = generator(seed, "env_seeds", epoch).integers(FIRST_HELD_OUT_SEED, size=num_groups)
         members = generator(seed, "members", epoch).integers(2**31, size=num_groups * self.group_size)
         self.engine.sync(self.policy, version)
-        return self.collector.collect(
+        rollout = self.collector.collect(
             seeds=env_seeds.tolist(),
             group_size=self.group_size,
             members=members.tolist(),
@@ -124,6 +136,36 @@ class RolloutDataModule(L.LightningDataModule):
             rngs=episode_generators(seed, "engine", epoch, len(members)),
             observers=self.observers,
         )
+        self._engine_metrics = dict(self.engine.metrics())
+        return rollout
+
+    def with_truth(self, rollout: RolloutBatch, epoch: int) -> RolloutBatch:
+        """The rollout with the oracle's advantages, if this epoch wants them; `truth` is then what they were read from.
+
+        The policy must be the one that sampled, and the engine synced with it.
+
+        Raises:
+            ValueError: the game has no oracle.
+        """
+        self.truth = None
+        if not needs_oracle(self.credit) and not any(wants(epoch) for wants in self.truth_askers):
+            return rollout
+        started = time.perf_counter()
+        game = self.collector.example_game
+        table_of = table_maker(
+            policy=self.policy,
+            engine=self.engine,
+            prompt=self.collector.prompt,
+            game=game,
+            sampling=self.sampling,
+            completions=self.truth_completions,
+            rng=generator(self.seed, "truth", epoch),
+            token_budget=self.token_budget,
+        )
+        self.truth = lake_truth(rollout, game=game, table_of=table_of)
+        rollout = replace(rollout, exact_adv=self.truth.advantages(rollout))
+        self._truth_s += time.perf_counter() - started
+        return rollout
 
     def assign(self, rollout: RolloutBatch) -> Credit:
         """The credit of a rollout, with what samplers need beside it."""
@@ -131,7 +173,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def pool(self, epoch: int, version: int) -> tuple[RolloutBatch, int]:
         """The episodes to draw from: the epoch's rollout, and as many refills as the sampler asks for."""
-        rollout, refills = self.collect(epoch, version), 0
+        rollout, refills = self.with_truth(self.collect(epoch, version), epoch), 0
         while isinstance(self.sampler, Refilling):
             wanted = self.sampler.episodes_wanted(
                 self.assign(rollout), rollout.group_index, self.sampler.num_episodes, refills
@@ -140,11 +182,12 @@ class RolloutDataModule(L.LightningDataModule):
                 break
             refills += 1
             rollout = merge_rollouts(rollout, self.refill(epoch, version, refills, wanted))
+            rollout = self.with_truth(rollout, epoch)
         return rollout, refills
 
     def batches(self, epoch: int, version: int) -> Iterator[TrainBatch]:
         """Collects, credits, draws, and yields one batch an optimiser step."""
-        started = time.perf_counter()
+        started, self._truth_s = time.perf_counter(), 0.0
         rollout, refills = self.pool(epoch, version)
         collected = time.perf_counter()
         credit = self.assign(rollout)
@@ -160,7 +203,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.rollout = rollout
         self.env_steps += turns
         self.episodes += len(rollout.episodes)
-        rollout_s = collected - started
+        rollout_s = collected - started - self._truth_s
         self.metrics = {
             **{f"train/{name}": value for name, value in rollout_metrics(rollout).items()},
             "train/action_entropy": action_entropy(rollout, constrained=self.sampling.choices is not None),
@@ -170,8 +213,9 @@ class RolloutDataModule(L.LightningDataModule):
             "train/drawn_episodes": float(len(selection.index)),
             "train/refills": float(refills),
             **diagnose(credit, selection),
-            **{f"perf/{name}": value for name, value in self.engine.metrics().items()},
+            **{f"perf/{name}": value for name, value in self._engine_metrics.items()},
             "perf/rollout_s": rollout_s,
+            "perf/truth_s": self._truth_s,
             "perf/credit_s": credited - collected,
             "perf/collate_s": time.perf_counter() - credited,
             "perf/rollout_env_steps_per_s": turns / rollout_s,

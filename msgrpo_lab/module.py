@@ -16,7 +16,7 @@ from msgrpo_lab.collate import narrowed
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.rows import Sharing
 from msgrpo_lab.lap.work import UpdateWork, peak_memory_mb, update_work
-from msgrpo_lab.loss import LossStats, MSGRPOLoss, sum_stats
+from msgrpo_lab.loss import LossStats, PolicyGradientLoss, sum_stats
 from msgrpo_lab.optim import AdamW
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.types import Sampling, TrainBatch
@@ -40,7 +40,7 @@ class LAPModule(L.LightningModule):
         self,
         *,
         policy: LanguagePolicy,
-        loss: MSGRPOLoss,
+        loss: PolicyGradientLoss,
         optim: AdamW,
         sampling: Sampling,
         token_budget: int,

@@ -11,7 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-Stream = Literal["env_seeds", "members", "engine", "sampler", "data_order", "evaluation", "reference", "refill"]
+Stream = Literal[
+    "env_seeds", "members", "engine", "sampler", "data_order", "evaluation", "reference", "refill", "truth"
+]
 
 _STREAMS: dict[Stream, int] = {
     "env_seeds": 0,
@@ -22,6 +24,7 @@ _STREAMS: dict[Stream, int] = {
     "evaluation": 5,
     "reference": 6,
     "refill": 7,
+    "truth": 8,
 }
 
 FIRST_HELD_OUT_SEED = 10_000_000

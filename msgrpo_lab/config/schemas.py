@@ -41,6 +41,8 @@ class RolloutConfig:
     """Groups, each with its own initial state."""
     group_size: Annotated[int, Range(2)] = 16
     """Episodes of a group. [A] 16. One alone has no advantage relative to its group."""
+    truth_completions: Annotated[int, Range(2)] = 64
+    """Completions a text to estimate action probabilities from, where an oracle is asked and decoding is free."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 

@@ -46,6 +46,11 @@ class CreditAssigner(Protocol):
         """Advantages of every turn of `batch`; turns past an episode's end are masked and hold 0."""
 
 
+def needs_oracle(rule: object) -> bool:
+    """Whether a credit rule, or its class, reads `RolloutBatch.exact_adv`: it then says `needs_oracle = True`."""
+    return getattr(rule, "needs_oracle", False) is True
+
+
 class Rewards(NamedTuple):
     """Rewards of a rollout as a padded matrix."""
 

@@ -7,7 +7,7 @@ theorem), by dynamic programming or by simulation; see `oracle/`. This rule only
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -52,6 +52,9 @@ class Exact:
     Nothing is centred: the mean of A^π over the policy's actions is 0 in every state. `episode_adv`, which samplers
     weight by, is MS-GRPO's Â_i.
     """
+
+    needs_oracle: ClassVar[bool] = True
+    """Rollouts are given `exact_adv` before this rule sees them."""
 
     normalise: Literal["none", "batch"] = "none"
     """Leave the unit of the reward, or divide by the root mean square over the rollout's turns, so that learning rates

@@ -1,8 +1,10 @@
 """A statistic of a rollout with its error: over the groups that were met, and over the episodes that a sampler drew.
 
-Why not percentiles of the resampled statistics? A resampled batch holds the noise of its groups again and again, so a
-cosine with the exact gradient lies lower in resamples than in the batch itself, and their percentiles may not even
-hold the estimate. Their spread does tell its standard error (Efron 1979), and the interval is the normal one.
+A resample draws the groups with replacement (the cluster bootstrap; Efron 1979, Field & Welsh 2007), but moves only a
+part of the way there: weights 1 + c (times drawn − 1), and errors divided by c again (the exchangeably weighted
+bootstrap; Præstgaard & Wellner 1993). Why not c = 1? A whole resample holds the noise of its groups again and again: a
+noisy gradient is longer there by √2, its cosine with the exact one smaller and less scattered, and the error told would
+be too small. Intervals are normal ones.
 
 Axes: D draws of a sampler, R resamples a draw, G groups.
 """
@@ -17,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+DAMPING = 0.25
+"""c: how far a resample goes from the batch itself towards the drawn groups [D]."""
 Z95 = NormalDist().inv_cdf(0.975)
 """Half-width of a 95 % interval in standard errors."""
 
@@ -58,7 +62,7 @@ class Score:
         draws, resamples = self.resampled_DR.shape
         over_groups = float(np.mean(_variances(self.resampled_DR))) if resamples else 0.0
         over_draws = float(self.point_D.var(ddof=1)) / draws if draws > 1 else 0.0
-        return math.sqrt(over_groups + over_draws)
+        return math.sqrt(over_groups / DAMPING**2 + over_draws)
 
     def estimate(self) -> Estimate:
         """The mean over the draws, and its interval."""
@@ -88,10 +92,11 @@ def _variances(resampled_DR: Float[np.ndarray, "D R"]) -> Float[np.ndarray, " D"
 
 
 def resample_groups(groups: int, resamples: int, rng: np.random.Generator) -> Float[np.ndarray, "R G"]:
-    """How often each group is among `groups` drawn with replacement, for each resample.
+    """The weight of each group in each resample; the batch itself is a row of ones.
 
     A batch of a single group cannot be resampled; its rows are nan, and so is every error that is made of them.
     """
     if groups < 2:
         return np.full((resamples, groups), np.nan)
-    return rng.multinomial(groups, np.full(groups, 1 / groups), size=resamples).astype(np.float64)
+    drawn_RG = rng.multinomial(groups, np.full(groups, 1 / groups), size=resamples)
+    return 1.0 + DAMPING * (drawn_RG - 1.0)

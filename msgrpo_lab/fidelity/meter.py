@@ -56,7 +56,7 @@ CREDIT_SCORES: Mapping[str, tuple[float, float]] = {
 - `sampled_cosine`: cosine with the gradient that exact advantages induce on the very same turns: credit alone; exact
   advantages have 1.
 - `gradient_variance`: variance of the induced gradient over batches of so many groups, E|ĝ − E ĝ|² / |E ĝ|², with the
-  sample's moments: the closed form of resampling groups without end, G/(G − 1) corrected.
+  sample's moments: the closed form of drawing groups with replacement without end, times G/(G − 1).
 """
 DRAWN_SCORES: Mapping[str, tuple[float, float]] = {
     "pool_cosine": CORRELATION,

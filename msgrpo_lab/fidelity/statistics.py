@@ -1,8 +1,7 @@
 """Agreement of estimated with exact advantages, on a batch and on resamples of its groups.
 
-Groups are what is independent in a rollout, so batches are resampled by drawing groups with replacement (the cluster
-bootstrap; Field & Welsh 2007). A resample is a row of multiplicities, one a group; the batch itself is a row of ones.
-Every statistic here is computed for many rows at once.
+Groups are what is independent in a rollout, so batches are resampled group by group (`estimate.py`). A resample is a
+row of weights, one a group; the batch itself is a row of ones. Every statistic here is computed for many rows at once.
 
 Axes: N played turns, G groups, R resamples.
 """
@@ -58,7 +57,7 @@ def agreement(
         weight_N: how much each turn counts, at least 0: 1 for a whole rollout; under a sampler the sum of the loss
             weights that its episode was drawn with.
         group_N: group of each turn, 0 to G − 1.
-        times_RG: how often each resample holds each group.
+        times_RG: how often each resample holds each group, whole numbers or not.
     """
     assert estimate_N.shape == exact_N.shape == weight_N.shape == group_N.shape
     x_N, y_N = unit_scale(estimate_N, weight_N), unit_scale(exact_N, weight_N)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -162,6 +163,29 @@ def sampled_table(
         prob_XB=count_XB / completions,
         standard_error_XB=np.sqrt(softened_XB * (1 - softened_XB) / (completions + 4)),
         exact=False,
+    )
+
+
+def table_maker(
+    *,
+    policy: LanguagePolicy,
+    engine: RolloutEngine,
+    prompt: PromptBuilder,
+    game: TextGame,
+    sampling: Sampling,
+    completions: int,
+    rng: np.random.Generator,
+    token_budget: int = 8192,
+) -> TableMaker:
+    """Asks the policy as exactly as its decoding rule allows: `exact_table` where it is constrained to the legal words,
+    else `sampled_table`. The arguments are theirs.
+    """
+    if sampling.choices is not None:
+        return partial(
+            exact_table, policy=policy, prompt=prompt, game=game, sampling=sampling, token_budget=token_budget
+        )
+    return partial(
+        sampled_table, engine=engine, prompt=prompt, game=game, sampling=sampling, completions=completions, rng=rng
     )
 
 

@@ -25,11 +25,19 @@ def fitting(prompt: str) -> tuple[str, ...]:
     return FREE if prompt == "think_plan_action" else ()
 
 
-@pytest.mark.parametrize(
-    ("credit", "sampler", "prompt"), list(itertools.product(names("credit"), names("sampler"), names("prompt")))
-)
-def test_credit_sampler_and_prompt_go_together_and_train(credit: str, sampler: str, prompt: str) -> None:
-    choices = (f"credit={credit}", f"sampler={sampler}", f"prompt={prompt}", *fitting(prompt))
+def covering() -> list[tuple[str, str, str, str]]:
+    """Credit, sampler, loss and prompt in rows that hold each of them at least once, and samplers with other rules."""
+    choices = [names(group) for group in ("credit", "sampler", "loss", "prompt")]
+    rows = 2 * max(map(len, choices))
+    turning = [itertools.islice(itertools.cycle(found), rows) for found in choices]
+    return list(zip(*turning, strict=True))
+
+
+@pytest.mark.parametrize(("credit", "sampler", "loss", "prompt"), covering())
+def test_credit_sampler_loss_and_prompt_go_together_and_train(
+    credit: str, sampler: str, loss: str, prompt: str
+) -> None:
+    choices = (f"credit={credit}", f"sampler={sampler}", f"loss={loss}", f"prompt={prompt}", *fitting(prompt))
     (row,) = fit(small_lab(*choices), epochs=1).training()
     assert math.isfinite(row["train/loss"])
     assert row["train/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
@@ -57,7 +65,14 @@ def test_a_scenario_is_evaluated_under_its_own_name(env: str) -> None:
 
 SOUND = [
     *(("env", env, "sampler", sampler) for env in names("env") for sampler in names("sampler")),
-    *(("env", env, "credit", credit) for env in names("env") for credit in names("credit")),
+    *(
+        ("env", env, "credit", credit)
+        for env in names("env")
+        for credit in names("credit")
+        if credit != "exact" or env.startswith("frozenlake")
+    ),
+    *(("sampler", sampler, "credit", credit) for sampler in names("sampler") for credit in names("credit")),
+    *(("sampler", sampler, "loss", loss) for sampler in names("sampler") for loss in names("loss")),
     *(("env", env, "prompt", prompt) for env in names("env") for prompt in names("prompt")),
 ]
 
@@ -65,6 +80,15 @@ SOUND = [
 @pytest.mark.parametrize(("group", "name", "other_group", "other"), SOUND)
 def test_combinations_are_sound(group: str, name: str, other_group: str, other: str) -> None:
     check_command_line([*QUICK, f"{group}={name}", f"{other_group}={other}", *fitting(other)], "train")
+
+
+@pytest.mark.parametrize("env", [name for name in names("env") if name.startswith("snake")])
+def test_exact_credit_is_refused_where_there_is_no_oracle(env: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        check_command_line([*QUICK, f"env={env}", "credit=exact"], "train")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("msgrpo_lab: credit=Exact: it reads exact values, and Snake has none; use another")
 
 
 PRESETS = [f"{group}={name}" for group in ("experiment", "debug") for name in names(group)]
