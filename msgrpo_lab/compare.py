@@ -8,7 +8,7 @@ model nor GPU.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +29,7 @@ def run(settings: CompareSettings) -> None:
     Raises:
         ConfigError: the file, a rule or a sampler cannot be used, or a result not be written; one line.
     """
-    # What needs torch waits until the command line has been found right.
+    # What reads files and measures waits until the command line has been found right.
     from msgrpo_lab.fidelity.rollouts import load_rollout
     from msgrpo_lab.fidelity.table import compare
     from msgrpo_lab.seeding import generator
@@ -82,29 +82,32 @@ def _report(comparison: Any, settings: CompareSettings, origin: Mapping[str, Any
     if settings.output is None:
         return
     try:
-        _write(comparison, settings.output, title)
+        written = _write(comparison, settings.output, title)
     except OSError as error:
-        problem = f"cannot be written ({error.strerror})"
+        problem = f"cannot be written ({error.strerror or error})"
         raise ConfigError([f"output={settings.output}: {problem}; give a folder on a disk with room"]) from error
     print(f"wrote {settings.output}")
     if settings.logger is not None:
-        _track(comparison, settings, origin, settings.output)
+        _track(comparison, settings, origin, written)
 
 
-def _write(comparison: Any, folder: Path, title: str) -> None:
+def _write(comparison: Any, folder: Path, title: str) -> list[Path]:
+    """The tables and the figure; returns the files."""
     from msgrpo_lab.fidelity.figure import draw_comparison, paper_style, save_figure
     from msgrpo_lab.fidelity.files import written_whole
     from msgrpo_lab.fidelity.table import as_csv, as_markdown
 
     folder.mkdir(parents=True, exist_ok=True)
+    tables = []
     for name, text in (("table.md", as_markdown(comparison, title)), ("table.csv", as_csv(comparison))):
         with written_whole(folder / name) as stream:
             stream.write(text.encode())
+        tables.append(folder / name)
     with paper_style():
-        save_figure(draw_comparison(comparison, title), folder, "fidelity")
+        return [*tables, *save_figure(draw_comparison(comparison, title), folder, "fidelity")]
 
 
-def _track(comparison: Any, settings: CompareSettings, origin: Mapping[str, Any], folder: Path) -> None:
+def _track(comparison: Any, settings: CompareSettings, origin: Mapping[str, Any], files: Sequence[Path]) -> None:
     """A run of its own kind in the tracking store, with the files as its artifacts and the rules' scores as metrics."""
     import math
 
@@ -136,7 +139,8 @@ def _track(comparison: Any, settings: CompareSettings, origin: Mapping[str, Any]
             for name, score in cell.scores.items()
         }
         mlflow.log_metrics({name: value for name, value in values.items() if math.isfinite(value)})
-        mlflow.log_artifacts(str(folder), "compare")
+        for file in files:  # the folder may hold other things
+            mlflow.log_artifact(str(file), "compare")
         status = "FINISHED"
     finally:
         finish_run(status)  # type: ignore[arg-type]

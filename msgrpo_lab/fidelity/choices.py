@@ -59,7 +59,7 @@ def no_such_option(group: str, name: str, options: Sequence[str]) -> Mistake:
 def nodes_of(group: str, chosen: Any, changes: Any, found: Found) -> dict[str, dict[str, Any]]:
     """The chosen files of `conf/<group>` by name, with the keys that the command line sets in them."""
     options, names = options_of(group), _names(chosen)
-    if names == [ALL]:
+    if ALL in names:
         names = options
     nodes: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -70,7 +70,9 @@ def nodes_of(group: str, chosen: Any, changes: Any, found: Found) -> dict[str, d
         assert isinstance(node, dict)
         nodes[name] = {str(key): value for key, value in node.items()}
     for name, keys in changes.items() if isinstance(changes, Mapping) else ():
-        if name not in nodes or not isinstance(keys, Mapping):
+        if not isinstance(keys, Mapping):
+            found.add([Mistake(f"{group}.{name}", keys, "no key is named", f"give {group}.{name}.<key>=…")])
+        elif name not in nodes:
             problem, remedy = f"{name} is not among the chosen", f"name it in {group}=…, then {group}.{name}.<key>=…"
             found.add([Mistake(f"{group}.{name}", keys, problem, remedy)])
         elif "num_episodes" in keys:

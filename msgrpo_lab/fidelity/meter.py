@@ -132,16 +132,20 @@ def measure(
     Args:
         yardstick: of the same rollout.
         credit: what the rule gave it.
-        times_RG: resamples of its groups (`resample_groups`); each draw is given an equal share of them.
+        times_RG: resamples of its groups (`resample_groups`), at least 2 a draw, or none at all for the bare numbers;
+            each draw is given an equal share of them.
         draws: what a sampler picked, once or several times; None measures all episodes.
         reduction: what the gradients add up.
 
     Raises:
-        ValueError: the credit is of another rollout, or not finite.
+        ValueError: the credit is of another rollout, or not finite; too few resamples for the draws.
     """
     _check(yardstick, credit)
     picks = [None] if draws is None else list(draws)
     share = len(times_RG) // len(picks)
+    if len(times_RG) and share < 2:
+        wanted = 2 * len(picks)
+        raise ValueError(f"times_RG: {len(times_RG)} resamples for {len(picks)} draws; give at least {wanted}, or none")
     pool = _Gradients(yardstick, credit, reduction)
     rows = [
         _one_draw(yardstick, credit, pool, times_RG[number * share : (number + 1) * share], picked)

@@ -8,7 +8,7 @@ by dynamic programming alone. Columns and their meaning: `columns.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from inspect import Parameter, signature
@@ -91,9 +91,45 @@ class SavedRollout:
             )
         try:
             game = make(**self.scenario.settings)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"settings of {self.scenario.game}: {error}; save the rollout again") from error
+        _check_played(self.batch, game)
+        _check_answers(self.table, len(game.legal_actions) + 1)
         return lake_truth(self.batch, game=game, table_of=self.table.select)
+
+
+def _check_played(batch: RolloutBatch, game: TextGame) -> None:
+    """Refuses turns that the game has no place for; `LakeTruth.turns` tells whether they are of its maps."""
+    actions = len(game.legal_actions)
+    for number, episode in enumerate(batch.episodes):
+        if episode.length > game.horizon:
+            problem = f"has {episode.length} turns, where horizon={game.horizon}"
+            raise ValueError(f"episode {number}: {problem}; save the rollout again")
+        for time, turn in enumerate(episode.turns):
+            key, action = turn.state_key, turn.parsed.action
+            if not _is_cell(key):
+                problem = f"state_key={key!r} is no map with one of its cells"
+            elif action is not None and not 0 <= action < actions:
+                problem = f"action={action}, where there are {actions} actions, 0 to {actions - 1}"
+            else:
+                continue
+            raise ValueError(f"episode {number}, turn {time}: {problem}; save the rollout again")
+
+
+def _is_cell(key: Hashable) -> bool:
+    if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str) and isinstance(key[1], int)):
+        return False
+    return 0 <= key[1] < len(key[0].replace("/", ""))
+
+
+def _check_answers(table: ActionTable, answers: int) -> None:
+    """Refuses what are no action probabilities of so many answers, ⊥ among them."""
+    prob_XB = table.prob_XB
+    if prob_XB.shape[1] != answers or not (prob_XB >= 0).all() or not np.allclose(prob_XB.sum(axis=1), 1.0, atol=1e-6):
+        raise ValueError(
+            f"action probabilities have the shape {prob_XB.shape}, or do not add up to 1: there must be {answers} for "
+            "each text; save the rollout again"
+        )
 
 
 def save_rollout(path: Path, saved: SavedRollout) -> None:
@@ -128,7 +164,7 @@ def load_rollout(path: Path) -> SavedRollout:
         choices = sampling["choices"]
         return SavedRollout(
             batch=from_columns(table.to_pydict()),
-            scenario=GameSettings(game=meta["game"], settings=meta["settings"]),
+            scenario=GameSettings(game=str(meta["game"]), settings=dict(meta["settings"])),
             sampling=Sampling(
                 **{
                     **sampling,
@@ -137,7 +173,7 @@ def load_rollout(path: Path) -> SavedRollout:
                 }
             ),
             table=None if meta["table"] is None else _table(meta["table"]),
-            origin=meta["origin"],
+            origin=dict(meta["origin"]),
         )
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -204,9 +240,8 @@ def _plain_table(table: ActionTable) -> dict[str, Any]:
 
 
 def _table(plain: Mapping[str, Any]) -> ActionTable:
-    return ActionTable(
-        texts=tuple(plain["texts"]),
-        prob_XB=np.array(plain["prob"], dtype=np.float64),
-        standard_error_XB=np.array(plain["standard_error"], dtype=np.float64),
-        exact=bool(plain["exact"]),
-    )
+    texts = tuple(plain["texts"])
+    prob_XB, error_XB = (np.array(plain[name], dtype=np.float64) for name in ("prob", "standard_error"))
+    if prob_XB.ndim != 2 or prob_XB.shape != error_XB.shape or len(prob_XB) != len(texts):
+        raise ValueError(f"{len(texts)} texts with probabilities {prob_XB.shape} and errors {error_XB.shape}")
+    return ActionTable(texts=texts, prob_XB=prob_XB, standard_error_XB=error_XB, exact=bool(plain["exact"]))

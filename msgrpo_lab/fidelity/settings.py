@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from msgrpo_lab.config import conf_dir
-from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, one_line
+from msgrpo_lab.config.mistakes import ConfigError, Mistake, closest_first, did_you_mean, one_line
 from msgrpo_lab.config.rules import LARGEST_SEED
 from msgrpo_lab.config.value_types import Range, describe, fits
 from msgrpo_lab.credit.base import CreditAssigner
@@ -78,8 +78,7 @@ def read_settings(arguments: Sequence[str]) -> CompareSettings:
         ConfigError: one line for every mistake.
     """
     found = Found()
-    tree = _composed(arguments, found)
-    plain: dict[str, Any] = OmegaConf.to_container(tree, resolve=True)  # type: ignore[assignment]
+    plain = _plain(arguments, found)
     found.add(_key_mistakes(plain))
     nodes = {group: nodes_of(group, plain[group], plain["set"].get(group, {}), found) for group in LISTS}
     if not nodes["credit"] and not found.lines:
@@ -87,6 +86,9 @@ def read_settings(arguments: Sequence[str]) -> CompareSettings:
     rules = {name: rule for name, node in nodes["credit"].items() if (rule := made(f"credit.{name}", node, found))}
     for name, node in nodes["sampler"].items():
         made(f"sampler.{name}", node, found)
+    if nodes["sampler"] and not found.lines and plain["resamples"] < 2 * plain["draws"]:
+        problem, remedy = f"must be at least 2 for each of draws={plain['draws']}", "give more, or draw less often"
+        found.add([Mistake("resamples", plain["resamples"], problem, remedy)])
     logger = _logger(plain, found)
     found.stop()
     output = plain["output"]
@@ -99,6 +101,20 @@ def read_settings(arguments: Sequence[str]) -> CompareSettings:
         logger=logger,
         plain={**{key: value for key, value in plain.items() if key != "set"}, **nodes},
     )
+
+
+def _plain(arguments: Sequence[str], found: Found) -> dict[str, Any]:
+    """Plain values by key, and under `set` those of single rules and samplers.
+
+    Raises:
+        ConfigError: a `${…}` stands for nothing, or keys contradict each other, so that there is nothing to check.
+    """
+    try:
+        return OmegaConf.to_container(_composed(arguments, found), resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        reason = one_line(str(error).partition("\n")[0])
+        found.add([f"command line: {reason}; give plain values, or ${{…}} of a key of conf/{NAME}.yaml"])
+        raise ConfigError(found.lines) from error
 
 
 def _composed(arguments: Sequence[str], found: Found) -> DictConfig:
@@ -115,7 +131,8 @@ def _composed(arguments: Sequence[str], found: Found) -> DictConfig:
             found.add([f"command line: {argument!r} is no key=value; --help lists the keys"])
             continue
         head, _, rest = key.partition(".")
-        if head not in known or (rest and head not in (*LISTS, "logger", "paths")) or (head == "paths" and not rest):
+        nested = head in (*LISTS, "logger", "paths")
+        if head not in known or "" in key.split(".") or (rest and not nested) or (head == "paths" and not rest):
             remedy = f"{did_you_mean(key, known)}the keys are: {', '.join(closest_first(key, known))}"
             found.add([Mistake(key, text, "no such key", remedy)])
             continue
@@ -133,8 +150,8 @@ def _composed(arguments: Sequence[str], found: Found) -> DictConfig:
 
 
 def _value(text: str) -> Any:
-    """A value as Hydra's command line reads it: numbers, truth values, null, lists, else text."""
-    return OmegaConf.from_dotlist([f"value={text}"])["value"]
+    """A value as Hydra's command line reads it: numbers, truth values, null, lists, else text, the empty one too."""
+    return "" if text == "" else OmegaConf.from_dotlist([f"value={text}"])["value"]
 
 
 def _choose_logger(tree: DictConfig, later: Sequence[tuple[str, Any]], found: Found) -> None:
