@@ -127,10 +127,11 @@ def _mistakes(config: DictConfig) -> list[str]:
     lines = [str(mistake) for mistake in unresolvable]
     for path, node in components(callbacks, "hydra.callbacks"):
         lines += [str(mistake) for mistake in check_component(path, node)]
+    choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
     try:
-        validate(config)
+        validate(config, choices=choices)
     except ConfigError as error:
         lines += error.mistakes
     return lines

@@ -61,7 +61,6 @@ def check_across(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     yield from _check_files(tree)
     if "trainer" in tree:
         yield from _check_trainer(_section(tree, "trainer"))
-    yield from _check_oracle(tree)
 
 
 def _check_sizes(tree: Mapping[str, Any]) -> Iterator[Mistake]:
@@ -92,30 +91,6 @@ def _check_answers(tree: Mapping[str, Any]) -> Iterator[Mistake]:
             "the prompt asks for an <action> tag, which an answer constrained to one legal word never holds",
             "set rollout.sampling.constrain=false with a larger rollout.sampling.max_new_tokens, or prompt=action_only",
         )
-
-
-def _check_oracle(tree: Mapping[str, Any]) -> Iterator[Mistake]:
-    """A credit rule that reads exact values, on a game that has none."""
-    credit, env = (str(_section(tree, key).get("_target_", "")) for key in ("credit", "env"))
-    if not credit or not env or not getattr(_named(credit), "needs_oracle", False):
-        return
-    from msgrpo_lab.tsmg.frozen_lake import FrozenLake
-
-    game = _named(env)
-    if isinstance(game, type) and not issubclass(game, FrozenLake):
-        name = credit.rpartition(".")[2]
-        problem = f"it reads exact values, and {game.__name__} has none"
-        yield Mistake("credit", name, problem, "use another credit rule, or a Frozen Lake scenario (env=frozenlake)")
-
-
-def _named(target: str) -> Any:
-    """What a `_target_` names; None where there is no such thing, which is told elsewhere."""
-    from hydra.utils import get_object
-
-    try:
-        return get_object(target)
-    except (ImportError, AttributeError, ValueError):
-        return None
 
 
 def _check_model(model: Mapping[str, Any]) -> Iterator[Mistake]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -33,12 +33,19 @@ SUPPLIED: Mapping[str, frozenset[str]] = {}
 """Parameters that the program passes when it instantiates a group, by group."""
 
 
-def validate(cfg: DictConfig, *, light_groups: Sequence[str] = LIGHT_GROUPS) -> None:
+def validate(
+    cfg: DictConfig, *, light_groups: Sequence[str] = LIGHT_GROUPS, choices: Mapping[str, str | None] | None = None
+) -> None:
     """Check a composed configuration.
 
     Components (nodes with a `_target_`) are held against the signature and annotations of what they name, plain
     sections against their schemas, and keys against each other. Components of `light_groups` are constructed once, so
     that what their constructors refuse is reported as well, and are asked to `check()` the world outside if they can.
+
+    Args:
+        cfg: the composed configuration, without Hydra's own node.
+        light_groups: see `LIGHT_GROUPS`.
+        choices: the option chosen of each group: what a mistake then calls it. None: by the class.
 
     Raises:
         ConfigError: something is wrong; the message holds one line for every mistake.
@@ -50,7 +57,8 @@ def validate(cfg: DictConfig, *, light_groups: Sequence[str] = LIGHT_GROUPS) -> 
         supplied = SUPPLIED.get(path.partition(".")[0], frozenset()) if "." not in path else frozenset()
         lines += [str(mistake) for mistake in check_component(path, node, supplied)]
     lines += [str(mistake) for mistake in check_sections(tree)]
-    lines += [str(mistake) for mistake in _check_engine(tree)]
+    lines += [str(mistake) for mistake in _check_engine(tree, choices or {})]
+    lines += [str(mistake) for mistake in _check_oracle(tree, choices or {})]
     lines += [str(mistake) for mistake in check_across(tree)]
     for group in light_groups:
         flawless = not any(line.startswith((f"{group}.", f"{group}=")) for line in lines)
@@ -62,18 +70,36 @@ def validate(cfg: DictConfig, *, light_groups: Sequence[str] = LIGHT_GROUPS) -> 
         raise ConfigError(lines)
 
 
-def _check_engine(tree: Mapping[str, Any]) -> Iterator[Mistake]:
+def _check_engine(tree: Mapping[str, Any], choices: Mapping[str, str | None]) -> Iterator[Mistake]:
     """A player without a model cannot be trained (configurations with an `update` section train)."""
-    target = tree.get("engine", {}).get("_target_") if isinstance(tree.get("engine"), Mapping) else None
-    if "update" not in tree or not isinstance(target, str):
-        return
-    try:
-        engine = locate(target)
-    except ImportError:
-        return  # told with the component
-    if getattr(engine, "samples_policy", True) is False:
+    engine = _target_of(tree, "engine") if "update" in tree else None
+    if engine is not None and getattr(engine, "samples_policy", True) is False:
         problem = "its answers are not the policy's and cannot train it"
-        yield Mistake("engine", engine.__name__, problem, "use engine=hf to train")
+        yield Mistake("engine", choices.get("engine") or engine.__name__, problem, "use engine=hf to train")
+
+
+def _check_oracle(tree: Mapping[str, Any], choices: Mapping[str, str | None]) -> Iterator[Mistake]:
+    """A credit rule that reads exact values needs a game that has them."""
+    rule, game = _target_of(tree, "credit"), _target_of(tree, "env")
+    if rule is None or game is None:
+        return
+    from msgrpo_lab.credit.base import needs_oracle
+    from msgrpo_lab.rollout.truth import has_oracle
+
+    if needs_oracle(rule) and not has_oracle(game):
+        problem = f"it reads exact values, and env={choices.get('env') or game.__name__} has no oracle"
+        remedy = "use another credit rule, or a Frozen Lake scenario such as env=frozenlake"
+        yield Mistake("credit", choices.get("credit") or rule.__name__, problem, remedy)
+
+
+def _target_of(tree: Mapping[str, Any], group: str) -> Callable[..., Any] | None:
+    """What a group's `_target_` names; None where it names nothing, which is told with the component."""
+    node = tree.get(group)
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    try:
+        return locate(target) if isinstance(target, str) else None
+    except ImportError:
+        return None
 
 
 def _node(tree: Mapping[str, Any], group: str) -> Any:

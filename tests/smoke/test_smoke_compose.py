@@ -88,7 +88,7 @@ def test_exact_credit_is_refused_where_there_is_no_oracle(env: str, capsys: pyte
         check_command_line([*QUICK, f"env={env}", "credit=exact"], "train")
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("msgrpo_lab: credit=Exact: it reads exact values, and Snake has none; use another")
+    assert line.startswith(f"msgrpo_lab: credit=exact: it reads exact values, and env={env} has no oracle; use ")
 
 
 PRESETS = [f"{group}={name}" for group in ("experiment", "debug") for name in names(group)]

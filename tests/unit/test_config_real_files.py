@@ -11,7 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks.collapse import CollapseMonitor
+from msgrpo_lab.callbacks.fidelity import FidelityMeter
 from msgrpo_lab.callbacks.progress import RichTwoBars
+from msgrpo_lab.callbacks.rollouts import RolloutKeeper
 from msgrpo_lab.config import PathsConfig, RolloutConfig, SamplingConfig, UpdateConfig, check_command_line, conf_dir
 from msgrpo_lab.config import paths as config_paths
 
@@ -49,7 +51,7 @@ def test_training_without_a_policy_is_refused(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         check_command_line(["engine=scripted"], "train")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("msgrpo_lab: engine=ScriptedEngine: ")
+    assert line.startswith("msgrpo_lab: engine=scripted: its answers are not the policy's")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_debug_chooses_the_tiny_model_unless_the_command_line_names_another() ->
 
 def test_the_callbacks_are_constructed_from_their_file() -> None:
     callbacks = [instantiate(node) for node in composed().callbacks.values()]
-    assert [type(callback) for callback in callbacks] == [RichTwoBars, CollapseMonitor]
+    assert [type(callback) for callback in callbacks] == [RichTwoBars, CollapseMonitor, FidelityMeter, RolloutKeeper]
 
 
 def test_outputs_go_under_the_chosen_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
