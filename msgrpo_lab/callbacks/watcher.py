@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from msgrpo_lab.data import RolloutDataModule
-from msgrpo_lab.rollout.truth import has_oracle
+from msgrpo_lab.oracle.frozen_lake import has_oracle
 
 log = logging.getLogger(__name__)
 

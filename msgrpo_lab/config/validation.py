@@ -83,10 +83,9 @@ def _check_oracle(tree: Mapping[str, Any], choices: Mapping[str, str | None]) ->
     rule, game = _target_of(tree, "credit"), _target_of(tree, "env")
     if rule is None or game is None:
         return
-    from msgrpo_lab.credit.base import needs_oracle
-    from msgrpo_lab.rollout.truth import has_oracle
+    from msgrpo_lab.oracle.frozen_lake import has_oracle
 
-    if needs_oracle(rule) and not has_oracle(game):
+    if getattr(rule, "needs_oracle", False) is True and not has_oracle(game):
         problem = f"it reads exact values, and env={choices.get('env') or game.__name__} has no oracle"
         remedy = "use another credit rule, or a Frozen Lake scenario such as env=frozenlake"
         yield Mistake("credit", choices.get("credit") or rule.__name__, problem, remedy)

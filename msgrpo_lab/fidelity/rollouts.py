@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from msgrpo_lab.fidelity.columns import SCHEMA, as_columns, from_columns
 from msgrpo_lab.fidelity.files import written_whole
+from msgrpo_lab.oracle.frozen_lake import has_oracle
 from msgrpo_lab.rollout.action_probs import ActionTable
-from msgrpo_lab.rollout.truth import LakeTruth, has_oracle, lake_truth
+from msgrpo_lab.rollout.truth import LakeTruth, lake_truth
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import RolloutBatch, Sampling

@@ -8,7 +8,7 @@ Axes: M maps of equal size, S states, A actions (Left, Down, Right, Up), T turns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +20,11 @@ from msgrpo_lab.tsmg.lake import Lake
 NUM_ACTIONS = 4
 _STEPS = ((0, -1), (1, 0), (0, 1), (-1, 0))
 _MIX_PARTS = 10
+
+
+def has_oracle(game: Callable[..., object]) -> bool:
+    """Whether the exact values of the games that this class makes are known: here, and of policies in `lake_values`."""
+    return isinstance(game, type) and issubclass(game, FrozenLake)
 
 
 @lru_cache(maxsize=4096)

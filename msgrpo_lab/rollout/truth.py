@@ -9,7 +9,7 @@ Axes: E episodes, T turns of the longest one, M distinct maps, S states, X disti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -98,11 +98,6 @@ class LakeTruth:
         return induced_gradient(adv_ET, turns.taken, turns.text, turns.answer, self.table.prob_XB)
 
 
-def has_oracle(game: Callable[..., TextGame]) -> bool:
-    """Whether `lake_truth` knows the exact values of the games that this class makes."""
-    return isinstance(game, type) and issubclass(game, FrozenLake)
-
-
 def lake_truth(batch: RolloutBatch, *, game: TextGame, table_of: TableMaker) -> LakeTruth:
     """Exact values of the policy that sampled a rollout of Frozen Lake.
 
@@ -116,7 +111,7 @@ def lake_truth(batch: RolloutBatch, *, game: TextGame, table_of: TableMaker) -> 
     Raises:
         ValueError: the game has no oracle; the line names it and what to use instead.
     """
-    if not isinstance(game, FrozenLake):  # what `has_oracle` tells of its class
+    if not isinstance(game, FrozenLake):
         raise ValueError(
             f"env={type(game).__name__}: has no exact values; use a Frozen Lake scenario (env=frozenlake), or "
             "oracle.forked for sampled values of single states"
