@@ -51,8 +51,9 @@ class AdapterKeeper(L.Callback):
         self._keep(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """The same where the user has interrupted a run that has made an update: hours may be in it."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+        """The same where a run that has made an update is interrupted or told to end: hours may be in it."""
+        # Lightning turns SIGTERM into a SystemExit of its own.
+        if isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.global_step > 0:
             self._keep(trainer, pl_module)
 
     def _keep(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

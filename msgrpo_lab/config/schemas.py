@@ -21,7 +21,7 @@ SCHEMA_NAME = "train_schema"
 class SamplingConfig:
     """How training completions are drawn (`rollout.sampling`)."""
 
-    temperature: Annotated[float, Range(0, above=True)] = 1.0
+    temperature: Annotated[float, Range(1e-4)] = 1.0
     """Divides the logits. [A] 1.5 in the author's runs."""
     top_k: Annotated[int, Range(1)] | None = None
     """Most likely tokens kept; null keeps all. [A] 3 in the author's runs."""
@@ -54,7 +54,7 @@ class UpdateConfig:
     """Times the drawn episodes are gone through."""
     minibatches: Annotated[int, Range(1)] = 1
     """Optimiser steps a pass; the episodes are split evenly."""
-    token_budget: Annotated[int, Range(1)] = 8192
+    token_budget: Annotated[int, Range(1)] = 4096
     """Padded tokens of a forward at most; bounds memory and does not change the result."""
     sharing: Literal["tree", "none"] = "tree"
     """`tree` computes each distinct piece of a batch once, `none` every sample by itself; the result is the same."""

@@ -80,8 +80,8 @@ class HGPO:
     def __post_init__(self) -> None:
         """Raises ValueError on arguments outside their range."""
         check_normaliser(self.normalise, ("std", "none"), self.delta, self.min_std)
-        check_between("history", self.history, 0, float("inf"), "2 is the paper's K")
-        check_between("alpha", self.alpha, 0.0, float("inf"), "1 is the paper's α")
+        check_between("history", self.history, 0, 1000, "2 is the paper's K")
+        check_between("alpha", self.alpha, 0.0, 64.0, "1 is the paper's α")
         check_between("gamma", self.gamma, 0.0, 1.0, "0.95 is the paper's value")
         check_between("episode_weight", self.episode_weight, 0.0, float("inf"), "0 is the published method")
         check_weighting(self.baseline_weighting)

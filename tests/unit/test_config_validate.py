@@ -127,7 +127,7 @@ def test_a_sound_configuration_passes() -> None:
         ("rollout.group_size", 1, "rollout.group_size=1: must be a whole number at least 2"),
         ("rollout.group_size", 4.5, "rollout.group_size=4.5"),
         ("rollout.groupsize", 4, "did you mean 'group_size'?"),
-        ("rollout.sampling.temperature", 0, "rollout.sampling.temperature=0: must be a number greater than 0"),
+        ("rollout.sampling.temperature", 0, "rollout.sampling.temperature=0: must be a number at least 0.0001"),
         ("rollout.sampling.temperature", "hot", "rollout.sampling.temperature=hot"),
         ("rollout.sampling.top_k", 0, "rollout.sampling.top_k=0: must be a whole number at least 1 or null"),
         ("rollout.sampling.top_p", 0, "rollout.sampling.top_p=0: must be a number in (0, 1] or null"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lab_made import fit, small_lab, small_policy
@@ -100,3 +101,16 @@ def test_an_adapter_is_small_and_weights_come_with_their_tokenizer(tmp_path: Pat
     text = "<|user|>hole Left 12<|end|><|assistant|>"
     assert tokenizer.encode(text) == small_policy().tokenizer.encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+def test_a_run_that_is_told_to_end_keeps_what_it_has_learnt(tmp_path: Path, ending: type[BaseException]) -> None:
+    class Ending(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            raise ending
+
+    lab, told = small_lab(), Told([0.1], 1)
+    keeper = AdapterKeeper(folder=tmp_path, evaluation=told)
+    with pytest.raises(SystemExit):
+        fit(lab, epochs=3, callbacks=[keeper, Ending()])
+    assert list((tmp_path / "adapter" / "last").glob("*.safetensors"))
