@@ -40,7 +40,7 @@ class TopVariance:
     num_episodes: int
     """K, episodes drawn from a rollout."""
     keep: float = 0.25
-    """Share of the groups kept, in (0, 1]; 0.25 is the filter ratio of a public RAGEN-style launch script [D]."""
+    """Share of the groups kept, in (0, 1]; 0.25 as in the base configuration of the authors' code (RAGEN)."""
     replace: bool = False
     """Draw with replacement; then the kept groups alone are drawn from [D]."""
     importance_weights: bool = False
