@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -115,13 +115,12 @@ def configured(name):
 
 @pytest.mark.parametrize("name", CONFIGURED)
 def test_config_names_every_argument(name):
-    assert set(configured(name)) == set(type(CONFIGURED[name]).__dataclass_fields__)
+    assert set(configured(name)) == {field.name for field in fields(CONFIGURED[name])}
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_config_and_class_have_the_same_defaults(name):
-    fields = type(CONFIGURED[name]).__dataclass_fields__
-    assert configured(name) == {key: field.default for key, field in fields.items()}
+    assert configured(name) == {field.name: field.default for field in fields(CONFIGURED[name])}
 
 
 @EVERY_RULE
