@@ -20,6 +20,7 @@ from msgrpo_lab.sampler.abs_advantage import AbsAdvantage
 from msgrpo_lab.sampler.outcomes import with_outcomes
 from msgrpo_lab.sampler.positive_only import PositiveOnly
 from msgrpo_lab.sampler.uniform import Uniform
+from msgrpo_lab.types import Selection
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["firm", "slippery"])
@@ -186,6 +187,28 @@ def test_a_sampler_that_takes_the_good_alone_is_told_from_a_fair_one(played):
     )
     assert greedy["mean_advantage"].minus(fair["mean_advantage"]).estimate().is_above_zero
     assert greedy["ess"].estimate().value < 0.7 < fair["ess"].estimate().value
+
+
+def test_a_draw_counts_as_often_as_drawn_and_with_its_weights(played):
+    """Episode 5 twice, of weights 1 and 0.5, and episode 9 once, of weight 2: 1.5 and 2, and all others nothing."""
+    credit = with_outcomes(played.batch, EpisodeReturn()(played.batch))
+    uniform_E = np.full(480, 1 / 480)
+    drawn = Selection(
+        index=np.array([5, 9, 5]), prob=uniform_E, weight=np.array([1.0, 2.0, 0.5]), inclusion=3 * uniform_E
+    )
+    times = resample_groups(60, 4, np.random.default_rng(0))
+    scores = measure(played.yardstick, credit, times, draws=[drawn])
+    weight_E = np.zeros(480)
+    weight_E[[5, 9]] = 1.5, 2.0
+    taken = credit.turn_mask
+    weight_N = np.broadcast_to(weight_E[:, None], taken.shape)[taken]
+    estimate_N, exact_N = credit.turn_adv[taken], played.yardstick.exact_ET[taken]
+    ((xx, xy), (_, yy)) = np.cov(estimate_N, exact_N, aweights=weight_N)
+    assert scores["pearson"].point_D[0] == pytest.approx(xy / np.sqrt(xx * yy), abs=1e-8)
+    gradient = weight_E @ episode_gradients(estimate_N, played.batch.num_turns, played.yardstick.score_NL)
+    exact = played.truth.gradient(played.batch).ravel()
+    expected = gradient @ exact / np.linalg.norm(gradient) / np.linalg.norm(exact)
+    assert scores["gradient_cosine"].point_D[0] == pytest.approx(expected, abs=1e-9)
 
 
 def test_weights_undo_the_sampling_in_the_mean():

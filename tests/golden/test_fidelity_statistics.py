@@ -51,6 +51,13 @@ def test_units_do_not_matter_and_rounding_has_no_sign(scale):
     assert alone(-scale * exact, exact)["wrong_sign"] == 1.0
 
 
+def test_what_differs_by_rounding_is_tied():
+    """Three turns of the same credit, worked out in three orders of summation, share their rank."""
+    exact = [4.0, -1.0, 2.0, 0.0]
+    assert alone([0.3, 0.1 + 0.2, 0.3 - 1e-15, -1.0], exact) == alone([0.3, 0.3, 0.3, -1.0], exact)
+    assert alone(exact, [0.3, 0.1 + 0.2, 0.3 - 1e-15, 0.0]) == alone(exact, [0.3, 0.3, 0.3, 0.0])
+
+
 def test_what_does_not_vary_has_no_correlation():
     found = alone([0, 0, 0], [1, 2, -3])
     assert np.isnan(found["spearman"])
