@@ -61,6 +61,8 @@ class LAPModule(L.LightningModule):
         self.sharing: Sharing = sharing
         self.wall_s = 0.0
         """Seconds spent in rollouts and updates so far, without evaluation."""
+        self.trained_tokens = 0
+        """Completion tokens trained on so far, each as often as an update saw it."""
 
     def configure_optimizers(self) -> Any:
         """Optimiser over the trainable parameters, scheduler stepped once an update."""
@@ -119,6 +121,8 @@ class LAPModule(L.LightningModule):
             "perf/train_flops": work.flops,
             "perf/peak_memory_mb": peak_memory_mb(self.policy.device),
         }
+        self.trained_tokens += batch.num_tokens
+        metrics["train/trained_tokens"] = float(self.trained_tokens)
         self.wall_s += update_s
         if batch_idx == 0:
             metrics["train/logprob_gap"] = gap
