@@ -5,65 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import lightning as L
-import numpy as np
 import torch
 
 from msgrpo_lab.data import RolloutDataModule
-from msgrpo_lab.oracle.reference import Score, baseline_names, reference_scores
-from msgrpo_lab.rollout.metrics import rollout_metrics
-from msgrpo_lab.seeding import episode_generators, generator, held_out_seeds
-from msgrpo_lab.tsmg.frozen_lake import FrozenLake
-from msgrpo_lab.types import RolloutBatch
+from msgrpo_lab.oracle.reference import Score
+from msgrpo_lab.rollout.held_out import Outcomes, held_out_references, play_held_out, reference_ends
 
 log = logging.getLogger(__name__)
-
-Z95 = 1.959963984540054
-"""97.5 % quantile of the standard normal distribution: half-width of a 95 % interval in standard errors."""
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927); stays inside [0, 1] and is honest at 0 and 1."""
-    share, z2 = successes / trials, Z95**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a mean by the normal approximation; (nan, nan) for a single value."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    half = Z95 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
-
-
-def score_metrics(rollout: RolloutBatch, ends: tuple[float, float] | None) -> dict[str, float]:
-    """Scores of evaluation episodes with 95 % intervals over the episodes, from the game's own unshaped return.
-
-    `normalised_score` is (return − low) / (high − low), with `ends` = (low, high) the returns of the lower and the
-    upper reference player: 0 is the one, 1 the other. It is left out where they are not known, or the same.
-    """
-    metrics = rollout_metrics(rollout)
-    returns = [episode.game_ret for episode in rollout.episodes]
-    success = [episode.success for episode in rollout.episodes]
-    intervals = {
-        "return_mean": (float(np.mean(returns)), *mean_interval(returns)),
-        "success_rate": (float(np.mean(success)), *wilson_interval(sum(success), len(success))),
-    }
-    if ends is not None and not math.isclose(*ends):
-        low, high = ends
-        low_to_high = [(value - low) / (high - low) for value in intervals["return_mean"]]
-        intervals["normalised_score"] = (low_to_high[0], low_to_high[1], low_to_high[2])
-    named = {
-        name + suffix: value
-        for name, values in intervals.items()
-        for suffix, value in zip(("", "_low", "_high"), values, strict=True)
-    }
-    return named | {name: metrics[name] for name in ("episode_length", "valid_action_rate")}
 
 
 class HeldOutEvaluation(L.Callback):
@@ -110,7 +61,7 @@ class HeldOutEvaluation(L.Callback):
         """Reference players and the untrained policy."""
         data = _data(trainer)
         if not self.references:
-            self.references = self._reference_scores(data)
+            self.references = held_out_references(data.collector.make_game, self.episodes, self.reference_simulations)
         if trainer.global_step == 0:
             for player, score in self.references.items():
                 prefix = f"reference/{self.scenario}/{player}"
@@ -125,31 +76,16 @@ class HeldOutEvaluation(L.Callback):
         if epoch % self.every == 0 or epoch == trainer.max_epochs:
             self.evaluate(trainer, _data(trainer))
 
-    def _reference_scores(self, data: RolloutDataModule) -> dict[str, Score]:
-        seeds = held_out_seeds(max(self.episodes, self._simulated(data)))
-        return reference_scores(data.collector.make_game, seeds, generator(0, "reference"))
-
-    def _ends(self, data: RolloutDataModule) -> tuple[float, float] | None:
-        """Returns of the lower and the upper reference player; None for a game without an upper one."""
-        try:
-            low, high = baseline_names(data.collector.example_game)
-        except ValueError:
-            return None
-        return self.references[low].return_mean, self.references[high].return_mean
-
-    def _simulated(self, data: RolloutDataModule) -> int:
-        """Seeds needed for the reference players: more of them where they have to be simulated."""
-        exact = isinstance(data.collector.example_game, FrozenLake)
-        return self.episodes if exact else self.reference_simulations
-
     def evaluate(self, trainer: L.Trainer, data: RolloutDataModule) -> dict[str, float]:
         """Plays the held-out seeds once sampled and once greedily, and logs the scores at the current update."""
         started = time.perf_counter()
-        ends = self._ends(data)
+        ends = reference_ends(data.collector.example_game, self.references)
         metrics: dict[str, float] = {}
         data.engine.sync(data.policy, trainer.global_step)
         for prefix, greedy in (("", False), ("greedy_", True)):
-            scores = score_metrics(self._play(data, greedy), ends)
+            sampling = replace(data.sampling, temperature=self.temperature, greedy=greedy)
+            played = play_held_out(data.collector, data.engine, sampling, self.episodes)
+            scores = Outcomes.of(played).scores(ends)
             metrics |= {f"eval/{self.scenario}/{prefix}{name}": value for name, value in scores.items()}
         metrics["perf/evaluation_s"] = time.perf_counter() - started
         self.latest, self.evaluated_at = metrics, trainer.global_step
@@ -168,16 +104,6 @@ class HeldOutEvaluation(L.Callback):
     def latest_return(self) -> float:
         """Sampled held-out return of the latest evaluation; nan before the first."""
         return self.latest.get(f"eval/{self.scenario}/return_mean", float("nan"))
-
-    def _play(self, data: RolloutDataModule, greedy: bool) -> RolloutBatch:
-        return data.collector.collect(
-            seeds=held_out_seeds(self.episodes),
-            group_size=1,
-            members=[0] * self.episodes,
-            engine=data.engine,
-            sampling=replace(data.sampling, temperature=self.temperature, greedy=greedy),
-            rngs=episode_generators(0, "evaluation", 0, self.episodes),
-        )
 
 
 def _data(trainer: L.Trainer) -> RolloutDataModule:

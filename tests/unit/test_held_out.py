@@ -12,8 +12,9 @@ import pytest
 from lab_made import fit, rollout, small_lab, turn
 
 from msgrpo_lab.assemble import Lab
-from msgrpo_lab.callbacks.held_out import HeldOutEvaluation, mean_interval, score_metrics, wilson_interval
+from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
 from msgrpo_lab.oracle.reference import Score
+from msgrpo_lab.rollout.held_out import Outcomes, mean_interval, wilson_interval
 from msgrpo_lab.seeding import held_out_seeds
 from msgrpo_lab.types import RolloutBatch
 
@@ -64,7 +65,7 @@ def batch() -> RolloutBatch:
 
 
 def test_scores_are_of_the_unshaped_return_with_intervals(batch: RolloutBatch) -> None:
-    scores = score_metrics(batch, (0.25, 1.25))
+    scores = Outcomes.of(batch).scores((0.25, 1.25))
     half = 1.959963984540054 * 0.5 / 2  # sample standard deviation 0.5, four episodes
     assert scores["return_mean"] == 0.75
     assert (scores["return_mean_low"], scores["return_mean_high"]) == pytest.approx((0.75 - half, 0.75 + half))
@@ -77,7 +78,7 @@ def test_scores_are_of_the_unshaped_return_with_intervals(batch: RolloutBatch) -
 
 
 def test_normalisation_takes_the_distance_between_the_players(batch: RolloutBatch) -> None:
-    scores = score_metrics(batch, (-1.0, 2.5))
+    scores = Outcomes.of(batch).scores((-1.0, 2.5))
     assert scores["normalised_score"] == pytest.approx(1.75 / 3.5)
     assert scores["normalised_score_high"] - scores["normalised_score"] == pytest.approx(
         (scores["return_mean_high"] - 0.75) / 3.5
@@ -86,7 +87,7 @@ def test_normalisation_takes_the_distance_between_the_players(batch: RolloutBatc
 
 @pytest.mark.parametrize("ends", [None, (1.0, 1.0)])
 def test_without_two_ends_there_is_no_normalised_score(batch: RolloutBatch, ends: tuple[float, float] | None) -> None:
-    scores = score_metrics(batch, ends)
+    scores = Outcomes.of(batch).scores(ends)
     assert not [name for name in scores if name.startswith("normalised")]
     assert scores["return_mean"] == 0.75
 
