@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A stream to write a file with: beside its place first, and then renamed into it.
+    """A stream to write a file with: beside its place first, on the disk for good, and then renamed into it.
 
     Raises:
         OSError: it cannot be written. After any exception, what stood there still does, and nothing is left beside it.
@@ -21,6 +21,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)  # temporary files are made private
