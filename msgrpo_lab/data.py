@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import lightning as L
 import torch
@@ -108,6 +109,14 @@ class RolloutDataModule(L.LightningDataModule):
     def updates_per_epoch(self) -> int:
         """Optimiser steps an epoch."""
         return self.passes * self.minibatches
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been counted so far."""
+        return {"env_steps": self.env_steps, "episodes": self.episodes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting where a checkpoint left off."""
+        self.env_steps, self.episodes = int(state_dict["env_steps"]), int(state_dict["episodes"])
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
         """One rollout an iteration, collected in this process when iteration starts."""

@@ -7,6 +7,7 @@ of which adds its share to the gradient of one whole-batch loss; so the step is 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -63,6 +64,14 @@ class LAPModule(L.LightningModule):
         """Seconds spent in rollouts and updates so far, without evaluation."""
         self.trained_tokens = 0
         """Completion tokens trained on so far, each as often as an update saw it."""
+
+    def counters(self) -> dict[str, Any]:
+        """What has been counted so far; `load_counters` takes it back."""
+        return {"wall_s": self.wall_s, "trained_tokens": self.trained_tokens}
+
+    def load_counters(self, counters: Mapping[str, Any]) -> None:
+        """Goes on counting where a checkpoint left off."""
+        self.wall_s, self.trained_tokens = float(counters["wall_s"]), int(counters["trained_tokens"])
 
     def configure_optimizers(self) -> Any:
         """Optimiser over the trainable parameters, scheduler stepped once an update."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger
 
 from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.checkpoint.state import load_trainable, trainable
+from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.module import LAPModule
 
 log = logging.getLogger(__name__)
@@ -21,7 +25,7 @@ class AdapterKeeper(L.Callback):
     """Writes `adapter/best` and `adapter/last` (the LoRA adapter, or all weights where all are trained).
 
     They go into the run's folder, and to MLflow as artifacts, when training ends or is interrupted. "Best" is by the
-    sampled held-out return; it is in memory until the end, so that a good policy survives a late collapse.
+    sampled held-out return; it is in memory, and in every checkpoint, so that a good policy survives a late collapse.
 
     Args:
         folder: folder of the run.
@@ -33,47 +37,49 @@ class AdapterKeeper(L.Callback):
         self.evaluation = evaluation
         self.best_score = -math.inf
         self.best_update = 0
-        self._best: dict[str, torch.Tensor] = {}
+        self.best: dict[str, torch.Tensor] = {}
+        """Trainable parameters at the best evaluation; empty before the first."""
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes a copy if the latest evaluation is the best so far."""
         score = self.evaluation.latest_return
         if self.evaluation.evaluated_at == trainer.global_step and score > self.best_score:
             self.best_score, self.best_update = score, trainer.global_step
-            self._best = {
-                name: parameter.detach().to("cpu", copy=True)
-                for name, parameter in pl_module.named_parameters()
-                if parameter.requires_grad
-            }
+            self.best = {name: value.to("cpu", copy=True) for name, value in trainable(_policy(pl_module)).items()}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes both, and hands them to MLflow."""
-        self._keep(trainer, pl_module)
+        self.keep(_policy(pl_module), trainer.loggers)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """The same where a run that has made an update is interrupted or told to end: hours may be in it."""
-        # Lightning turns SIGTERM into a SystemExit of its own.
         if isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.global_step > 0:
-            self._keep(trainer, pl_module)
+            self.keep(_policy(pl_module), trainer.loggers)
 
-    def _keep(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, LAPModule)
+    def state_dict(self) -> dict[str, Any]:
+        """The best score and its update; the parameters are kept beside it, as tensors."""
+        return {"best_score": self.best_score, "best_update": self.best_update} if self.best else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on comparing with the best evaluation of a checkpoint's run."""
+        self.best_score, self.best_update = float(state_dict["best_score"]), int(state_dict["best_update"])
+
+    def keep(self, policy: LanguagePolicy, loggers: Iterable[Logger]) -> None:
+        """Writes both, and hands them to those of `loggers` that are of MLflow."""
         target = self.folder / "adapter"
         shutil.rmtree(target, ignore_errors=True)
-        pl_module.policy.save(target / "last")
-        if self._best:
-            last = {name: parameter.detach().clone() for name, parameter in pl_module.named_parameters()}
-            _load(pl_module, self._best)
-            pl_module.policy.save(target / "best")
-            _load(pl_module, last)
+        policy.save(target / "last")
+        if self.best:
+            last = {name: value.clone() for name, value in trainable(policy).items()}
+            load_trainable(policy, self.best)
+            policy.save(target / "best")
+            load_trainable(policy, last)
             log.info("best held-out return %.3f at update %d, kept in %s", self.best_score, self.best_update, target)
-        for logger in trainer.loggers:
+        for logger in loggers:
             if isinstance(logger, MLFlowLogger) and logger.run_id is not None:
                 logger.experiment.log_artifacts(logger.run_id, str(target), "adapter")
 
 
-@torch.no_grad()
-def _load(module: L.LightningModule, values: dict[str, torch.Tensor]) -> None:
-    for name, parameter in module.named_parameters():
-        if name in values:
-            parameter.copy_(values[name])
+def _policy(module: L.LightningModule) -> LanguagePolicy:
+    assert isinstance(module, LAPModule)
+    return module.policy

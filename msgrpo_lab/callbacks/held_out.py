@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from dataclasses import replace
+from typing import Any
 
 import lightning as L
 import torch
@@ -99,6 +100,14 @@ class HeldOutEvaluation(L.Callback):
             metrics[f"eval/{self.scenario}/greedy_success_rate"],
         )
         return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """The latest evaluation."""
+        return {"latest": dict(self.latest), "evaluated_at": self.evaluated_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembers what a checkpoint's run had evaluated."""
+        self.latest, self.evaluated_at = dict(state_dict["latest"]), int(state_dict["evaluated_at"])
 
     @property
     def latest_return(self) -> float:

@@ -1,0 +1,150 @@
+"""Checkpoints while a run trains: put back at its start, written between epochs, taken up again on a roll-back."""
+
+# ruff: noqa: ARG002  (Lightning fixes the signatures)
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from msgrpo_lab.callbacks.adapter import AdapterKeeper
+from msgrpo_lab.checkpoint.format import CheckpointError, Snapshot, write_checkpoint
+from msgrpo_lab.checkpoint.locate import FOLDER, clear_leftovers, newest, prune
+from msgrpo_lab.checkpoint.state import capture, detached, load_trainable, restore, restore_optimizer
+from msgrpo_lab.module import LAPModule
+
+log = logging.getLogger(__name__)
+
+
+class Resumption(L.Callback):
+    """Puts a run back where a checkpoint was taken. It must stand first, so that the others see it resumed.
+
+    Args:
+        snapshot: the checkpoint.
+        adapter: what remembers the best policy; its parameters are put back too.
+    """
+
+    def __init__(self, *, snapshot: Snapshot, adapter: AdapterKeeper) -> None:
+        self.snapshot = snapshot
+        self.adapter = adapter
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before the first rollout, which Lightning collects before `on_train_start`."""
+        assert isinstance(pl_module, LAPModule)
+        restore(self.snapshot, trainer, pl_module)
+        self.adapter.best = best_of(self.snapshot)
+
+
+def best_of(snapshot: Snapshot) -> dict[str, Any]:
+    """The parameters at the best evaluation so far; empty before the first."""
+    if snapshot.best is not None:
+        return snapshot.best
+    had_one = any("best_update" in state for state in snapshot.state["callbacks"].values())
+    return {name: value.clone() for name, value in snapshot.weights.items()} if had_one else {}
+
+
+class CheckpointKeeper(L.Callback):
+    """Writes checkpoints of a run. It must stand last, so that they hold what the other callbacks did in the epoch.
+
+    There is one of update 0, one every `every` epochs, one of the last epoch, and one of the last whole epoch of a run
+    that is interrupted. A checkpoint that cannot be written (a full disk) is warned of and tried again an epoch later.
+
+    Args:
+        folder: folder of the run.
+        origin: what the run is, for `state.json`.
+        adapter: what remembers the best policy.
+        every: epochs between two checkpoints.
+        keep_last: newest checkpoints that are kept, beside the one of the best evaluation.
+    """
+
+    def __init__(
+        self, *, folder: Path, origin: Mapping[str, Any], adapter: AdapterKeeper, every: int = 1, keep_last: int = 2
+    ) -> None:
+        self.parent = folder / FOLDER
+        self.origin = origin
+        self.adapter = adapter
+        self.every = every
+        self.keep_last = keep_last
+        self.pending: Snapshot | None = None
+        """The last whole epoch, while it is not on the disk."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Update 0: what a policy that breaks down at once is rolled back to."""
+        clear_leftovers(self.parent)
+        if trainer.current_epoch == 0:
+            self._write(self._capture(trainer, pl_module, epoch=0))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The epoch is complete: a checkpoint, or a copy in memory until one is due."""
+        epoch = trainer.current_epoch + 1
+        snapshot = self._capture(trainer, pl_module, epoch=epoch)
+        if self._due(epoch) or epoch == trainer.max_epochs:
+            self._write(snapshot)
+        else:
+            self.pending = detached(snapshot)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """The epoch in flight is dropped; the last whole one is kept."""
+        if self.pending is not None:
+            self._write(self.pending)
+
+    def roll_back(self, trainer: L.Trainer, module: LAPModule, lr_factor: float) -> int:
+        """Gives a run the parameters and the optimiser of its newest checkpoint, and goes on with a lower rate.
+
+        It goes on, not back: counters, epochs and the schedule's place stay as they are, so no metric is logged twice
+        and the next rollout is another one. All later learning rates are `lr_factor` times what they would have been;
+        this is part of the schedule's state, and so of later checkpoints. A run that is resumed rolls back exactly as
+        one that was never killed: only checkpoints that are due by `every` count.
+
+        Args:
+            trainer: in the middle of `fit`.
+            module: what is trained.
+            lr_factor: in (0, 1].
+
+        Returns:
+            The update whose parameters the run has now.
+
+        Raises:
+            CheckpointError: there is no sound checkpoint.
+        """
+        found = newest(self.parent, wanted=lambda snapshot: self._due(snapshot.epoch))
+        if found is None:
+            raise CheckpointError(f"{self.parent}: there is no checkpoint to roll back to; set checkpoint.every lower")
+        snapshot = found[1]
+        load_trainable(module.policy, snapshot.weights)
+        group_rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        restore_optimizer(snapshot, trainer)
+        scheduler = trainer.lr_scheduler_configs[0].scheduler
+        scheduler.base_lrs = [rate * lr_factor for rate in scheduler.base_lrs]
+        for group, rate in zip(trainer.optimizers[0].param_groups, group_rates, strict=True):
+            group["lr"] = rate * lr_factor
+        scheduler._last_lr = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        return snapshot.update
+
+    def _due(self, epoch: int) -> bool:
+        return epoch % self.every == 0
+
+    def _capture(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> Snapshot:
+        assert isinstance(module, LAPModule)
+        best_is_now = self.adapter.best_update == trainer.global_step
+        best = None if best_is_now or not self.adapter.best else self.adapter.best
+        return capture(trainer, module, epoch=epoch, origin=self.origin, best=best)
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            write_checkpoint(self.parent, snapshot)
+            self.pending = None
+            best = {self.adapter.best_update} if self.adapter.best else set()
+            prune(self.parent, keep=best, last=self.keep_last)
+        except OSError as error:
+            self.pending = detached(snapshot)
+            reason = error.strerror or str(error)
+            log.warning(
+                "%s: no checkpoint of update %d could be written (%s); training goes on, and the next one is tried",
+                self.parent,
+                snapshot.update,
+                reason,
+            )
