@@ -18,12 +18,14 @@ import torch
 import yaml
 from hydra.utils import get_class, instantiate
 from lab_made import ids, move, plain_distribution, plain_stats, small_policy, train_batch
+from remote_made import TEMPLATE, ChatServer
 
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.rows import plan_forward
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.engine import RolloutEngine
+from msgrpo_lab.rollout.openai import OpenAIEngine
 from msgrpo_lab.seeding import episode_generators
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import Completion, Sampling
@@ -52,9 +54,16 @@ def policy() -> LanguagePolicy:
     return small_policy()
 
 
+@pytest.fixture(scope="module")
+def remote() -> Iterator[dict[str, Any]]:
+    """What an engine of remote models needs to be one here: a server to ask."""
+    with ChatServer() as server:
+        yield {"base_url": server.base_url, "model": "fake", "constrain_by": "structured_outputs"}
+
+
 @pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, policy: LanguagePolicy) -> Iterator[RolloutEngine]:
-    made = build(request.param)
+def engine(request: pytest.FixtureRequest, policy: LanguagePolicy, remote: dict[str, Any]) -> Iterator[RolloutEngine]:
+    made = build(request.param, **(remote if "base_url" in ENGINES[request.param] else {}))
     made.sync(policy, 3)
     yield made
     made.close()
@@ -92,27 +101,41 @@ def written(completions: list[Completion]) -> list[list[int]]:
     return [completion.token_ids.tolist() for completion in completions]
 
 
+def in_its_terms(engine: RolloutEngine, rule: Sampling) -> tuple[Sequence[np.ndarray], Sampling]:
+    """The prompts and the rule as the engine reads them: an engine may bring a prompt builder of its own."""
+    if not isinstance(engine, OpenAIEngine):
+        return PROMPTS, rule
+    prompt = engine.prompt(TEMPLATE)
+    chats = [prompt.render("rules", str(ids.tolist()), ("Left", "Up")) for ids in PROMPTS]
+    return chats, rule if rule.choices is None else replace(rule, choices=prompt.choices(("Left", "Up")))
+
+
 # Any engine ---------------------------------------------------------------------------------------------------------
 
 
 def test_one_completion_a_prompt_in_order(engine: RolloutEngine, rule: Sampling) -> None:
-    completions = generate(engine, rule)
-    assert [completion.prompt_ids.tolist() for completion in completions] == [prompt.tolist() for prompt in PROMPTS]
+    prompts, rule = in_its_terms(engine, rule)
+    completions = generate(engine, rule, prompts=prompts)
+    assert [completion.prompt_ids.tolist() for completion in completions] == [prompt.tolist() for prompt in prompts]
     for completion in completions:
         assert len(completion.token_ids) == len(completion.logprobs) > 0
-        assert (completion.logprobs <= 0).all()
+        assert (completion.logprobs <= 0).all() or not engine.samples_policy
         assert completion.policy_version == 3
         assert completion.finish_reason in ("stop", "length")
 
 
 def test_the_same_generator_gives_the_same_completions(engine: RolloutEngine, rule: Sampling) -> None:
-    assert written(generate(engine, rule, 5)) == written(generate(engine, rule, 5))
+    prompts, rule = in_its_terms(engine, rule)
+    one, other = generate(engine, rule, 5, prompts), generate(engine, rule, 5, prompts)
+    assert written(one) == written(other)
+    assert [completion.text for completion in one] == [completion.text for completion in other]
 
 
 def test_nothing_is_drawn_from_a_global_generator(engine: RolloutEngine, rule: Sampling) -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    generate(engine, rule)
+    prompts, rule = in_its_terms(engine, rule)
+    generate(engine, rule, prompts=prompts)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

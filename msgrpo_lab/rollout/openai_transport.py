@@ -1,0 +1,190 @@
+"""Chat completions over HTTP: so many at a time, each asked again until it is answered or has failed for good.
+
+The `openai` client carries the requests; its own retries are off, because they cover neither a malformed answer nor an
+overall time limit, and would not be counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from msgrpo_lab.config.mistakes import one_line
+from msgrpo_lab.rollout.openai_answer import Answer, read_answer
+from msgrpo_lab.rollout.openai_faults import Backoff, Fault, RemoteModelError, as_fault
+
+log = logging.getLogger(__name__)
+
+NO_KEY = "none"
+"""Stands where the client library insists on a key."""
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+@dataclass(slots=True)
+class Usage:
+    """What was asked for and reported since it was last cleared."""
+
+    requests: int = 0
+    """Attempts, retries among them."""
+    retries: int = 0
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    uncounted: int = 0
+    """Answers whose tokens the server did not count."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ChatTransport:
+    """Asks one server.
+
+    The key is read from the environment when it is needed, and kept nowhere: neither in this object nor in a message,
+    even where the server repeats it in an error.
+    """
+
+    base_url: str
+    server: str
+    """The server's kind, for messages."""
+    api_key_env: str | None
+    concurrency: int
+    request_timeout_s: float
+    """Of one attempt, from the connection to the answer's last byte."""
+    total_timeout_s: float
+    """Of one prompt, with its retries and waits, from its first attempt."""
+    backoff: Backoff
+    usage: Usage = field(default_factory=Usage)
+    _jitter: random.Random = field(default_factory=random.Random)
+    _told: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for an address that is none, or over which a key would travel in the clear."""
+        check_address(self.base_url, self.api_key_env)
+        # One line for every request of thousands says nothing that the metrics do not.
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+
+    def ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """The answers, in order. The first that fails for good ends the others.
+
+        Raises:
+            RemoteModelError: the server could not be asked, or not any longer.
+        """
+        if not bodies:
+            return []
+        return asyncio.run(self._ask(bodies))
+
+    async def _ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        import openai
+
+        gate = asyncio.Semaphore(self.concurrency)
+        async with openai.AsyncOpenAI(
+            base_url=self.base_url, api_key=self._key() or NO_KEY, max_retries=0, timeout=self.request_timeout_s
+        ) as client:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(self._ask_one(client, body, gate)) for body in bodies]
+            except BaseExceptionGroup as errors:
+                failures = errors.subgroup(RemoteModelError)
+                if failures is None:
+                    raise
+                raise _first(failures) from None
+        return [task.result() for task in tasks]
+
+    async def _ask_one(self, client: Any, body: Mapping[str, Any], gate: asyncio.Semaphore) -> Answer:
+        async with gate:
+            clock = asyncio.get_running_loop().time
+            end = clock() + self.total_timeout_s
+            attempt = 1
+            while True:
+                try:
+                    async with asyncio.timeout(min(self.request_timeout_s, end - clock())):
+                        self.usage.requests += 1
+                        return self._counted(await self._attempt(client, body))
+                except Exception as error:  # sorted at once; what is no fault of the server's is raised again
+                    fault = as_fault(error, self.server, self._key_hint(), self._without_key)
+                wait = self.backoff.wait_s(attempt, fault, self._jitter)
+                if (end_of_trying := self._gives_up(fault, attempt, clock() + wait >= end)) is not None:
+                    raise self._error(body, f"{fault.kind}{end_of_trying}; {fault.remedy}")
+                self._tell(fault.kind, wait)
+                attempt += 1
+                self.usage.retries += 1
+                # Waits inside the gate: a server that is asked to do less is asked less.
+                await asyncio.sleep(wait)
+
+    def _gives_up(self, fault: Fault, attempt: int, too_late: bool) -> str | None:
+        """Why this fault is the last; None if the prompt is asked again."""
+        if not fault.passing:
+            return ""
+        if attempt > self.backoff.retries:
+            return f", {attempt} times (engine.retries={self.backoff.retries})"
+        if too_late:
+            return f", and the next try would be past engine.total_timeout_s={self.total_timeout_s:g}"
+        return None
+
+    async def _attempt(self, client: Any, body: Mapping[str, Any]) -> Answer:
+        fields = dict(body)
+        model, messages = fields.pop("model"), fields.pop("messages")
+        raw = await client.chat.completions.with_raw_response.create(model=model, messages=messages, extra_body=fields)
+        return read_answer(raw.http_response.headers.get("content-type", ""), raw.http_response.content)
+
+    def _counted(self, answer: Answer) -> Answer:
+        self.usage.answers += 1
+        self.usage.prompt_tokens += answer.prompt_tokens or 0
+        self.usage.completion_tokens += answer.completion_tokens or 0
+        self.usage.uncounted += answer.completion_tokens is None
+        return answer
+
+    def _key(self) -> str | None:
+        return (os.environ.get(self.api_key_env) or None) if self.api_key_env is not None else None
+
+    def _key_hint(self) -> str:
+        if self.api_key_env is None:
+            return "name the environment variable that holds a key with engine.api_key_env"
+        if self._key() is None:
+            return f"set the environment variable {self.api_key_env} (engine.api_key_env), which is not set"
+        return f"the key in the environment variable {self.api_key_env} (engine.api_key_env) is not accepted"
+
+    def _without_key(self, text: str) -> str:
+        key = self._key()
+        return text.replace(key, "[key]") if key is not None else text
+
+    def _error(self, body: Mapping[str, Any], problem: str) -> RemoteModelError:
+        where = f"engine.base_url={self.base_url} engine.model={body['model']}"
+        return RemoteModelError(one_line(f"{where}: {problem}"))
+
+    def _tell(self, kind: str, wait: float) -> None:
+        """Says that something is tried again, once for each kind of trouble; the rest is counted."""
+        level = logging.DEBUG if kind in self._told else logging.WARNING
+        self._told.add(kind)
+        log.log(
+            level, "%s: %s; trying again in %.1f s (said once, counted as remote_retries)", self.base_url, kind, wait
+        )
+
+
+def _first(errors: BaseExceptionGroup[RemoteModelError]) -> RemoteModelError:
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def check_address(base_url: str, api_key_env: str | None) -> None:
+    """Raises `ValueError` unless `base_url` is a plain http(s) address that a key may be sent to."""
+    problem = f"engine.base_url={base_url}: "
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{problem}must be an http or https address, such as http://127.0.0.1:8000/v1")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ValueError(
+            f"engine.base_url={parts.scheme}://{parts.hostname}/…: must hold no user, password, query or fragment, "
+            "because addresses are stored with a run; name an environment variable with engine.api_key_env"
+        )
+    has_key = api_key_env is not None and bool(os.environ.get(api_key_env))
+    if has_key and parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise ValueError(
+            f"{problem}the key in {api_key_env} would travel in the clear; use https, a tunnel to 127.0.0.1, or send "
+            "no key with engine.api_key_env=null"
+        )
