@@ -31,14 +31,20 @@ from msgrpo_lab.config.hydra_errors import Vocabulary, explain, explain_syntax
 from msgrpo_lab.config.mistakes import ConfigError, Mistake, one_line
 from msgrpo_lab.config.paths import conf_dir
 from msgrpo_lab.config.tree import components, plain
-from msgrpo_lab.config.validation import validate
+from msgrpo_lab.config.validation import LIGHT_GROUPS, validate
 
 VERSION_BASE = "1.3"
 EXIT_CODE = 2
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
 
 
-def check_command_line(argv: Sequence[str], config_name: str, *, config_dir: Path | None = None) -> None:
+def check_command_line(
+    argv: Sequence[str],
+    config_name: str,
+    *,
+    config_dir: Path | None = None,
+    light_groups: Sequence[str] = LIGHT_GROUPS,
+) -> None:
     """Check a command line, and return only if every job that it asks for is sound.
 
     Sweeps are expanded as Hydra's own sweeper does, and every job is composed and validated. Requests for help or
@@ -48,6 +54,7 @@ def check_command_line(argv: Sequence[str], config_name: str, *, config_dir: Pat
         argv: the arguments after the program's name.
         config_name: primary configuration, without `.yaml`.
         config_dir: folder of configuration files; the project's by default.
+        light_groups: components that are constructed; see `validate`.
 
     Raises:
         SystemExit: with code 2, after one line on stderr for every mistake.
@@ -60,7 +67,7 @@ def check_command_line(argv: Sequence[str], config_name: str, *, config_dir: Pat
             raise ConfigError([f"--config-path={arguments.config_path}: is fixed; add a folder with --config-dir"])
         folder = str((config_dir or conf_dir()).resolve())
         with initialize_config_dir(config_dir=folder, version_base=VERSION_BASE, job_name="check"):
-            _check_jobs(arguments, arguments.config_name or config_name)
+            _check_jobs(arguments, arguments.config_name or config_name, light_groups)
     except ConfigError as error:
         for line in error.mistakes:
             print(f"msgrpo_lab: {line}", file=sys.stderr)
@@ -86,7 +93,7 @@ def _asks_for_information(arguments: argparse.Namespace) -> bool:
     return bool(arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info is not None)
 
 
-def _check_jobs(arguments: argparse.Namespace, config_name: str) -> None:
+def _check_jobs(arguments: argparse.Namespace, config_name: str, light_groups: Sequence[str]) -> None:
     composer = _Composer(config_name, GlobalHydra.instance().config_loader())
     overrides = composer.parse([*arguments.overrides, *_added_folder(arguments.config_dir)])
     base = composer.compose([o.input_line for o in overrides if not o.is_sweep_override() and o.input_line is not None])
@@ -99,7 +106,7 @@ def _check_jobs(arguments: argparse.Namespace, config_name: str) -> None:
         jobs = [base]
     lines: list[str] = []
     for config in jobs:
-        lines += _mistakes(config)
+        lines += _mistakes(config, light_groups)
     if not lines and arguments.cfg is None:
         lines = _make_output_folders({str(config.paths.outputs) for config in jobs if "paths" in config})
     if lines:
@@ -120,7 +127,7 @@ def _make_output_folders(folders: Collection[str]) -> list[str]:
     return lines
 
 
-def _mistakes(config: DictConfig) -> list[str]:
+def _mistakes(config: DictConfig, light_groups: Sequence[str]) -> list[str]:
     """The lines for one composed job, Hydra's callbacks included."""
     unresolvable: list[Mistake] = []
     callbacks = plain(config.hydra.callbacks, unresolvable, "hydra.callbacks") if config.hydra.callbacks else {}
@@ -131,7 +138,7 @@ def _mistakes(config: DictConfig) -> list[str]:
     with open_dict(config):
         del config["hydra"]
     try:
-        validate(config, choices=choices)
+        validate(config, light_groups=light_groups, choices=choices)
     except ConfigError as error:
         lines += error.mistakes
     return lines

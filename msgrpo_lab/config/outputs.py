@@ -1,0 +1,42 @@
+"""Is there a place for what a command is to write? Asked before anything is computed; nothing is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from msgrpo_lab.config.mistakes import Mistake
+
+
+def file_mistakes(key: str, text: str, remedy: str) -> Iterator[Mistake]:
+    """What keeps a file from being written at `text`; its folder must be there.
+
+    Args:
+        key: the key whose value it is.
+        text: the path as it was given.
+        remedy: what to give instead, for example "give a file, for example output=scores.json".
+    """
+    path = Path(text).expanduser().resolve()
+    if not text.strip():
+        yield Mistake(key, text, "must not be empty", remedy)
+    elif path.is_dir():
+        yield Mistake(key, text, f"{path} is a folder", remedy)
+    elif not path.parent.is_dir():
+        yield Mistake(key, text, f"there is no folder {path.parent}", "make it, or give a file in one that exists")
+    elif not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        yield Mistake(key, text, "cannot be written (Permission denied)", "give a file you may write")
+    elif path.exists() and not path.is_file():
+        yield Mistake(key, text, f"{path} is no plain file", remedy)
+
+
+def folder_mistakes(key: str, text: str, remedy: str) -> Iterator[Mistake]:
+    """What keeps a folder from being made, or written to, at `text`. Arguments as above."""
+    path = Path(text).expanduser().resolve()
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not text.strip():
+        yield Mistake(key, text, "must not be empty", remedy)
+    elif not existing.is_dir():
+        yield Mistake(key, text, f"{existing} is no folder", remedy)
+    elif not os.access(existing, os.W_OK):
+        yield Mistake(key, text, "cannot be written (Permission denied)", "give a folder you may write to")

@@ -1,0 +1,158 @@
+"""Language models as contenders: untrained, with an adapter, or with all weights trained."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+from msgrpo_lab.config import ConfigError
+from msgrpo_lab.config.mistakes import one_line
+from msgrpo_lab.evaluation.contender import Contender, Kind, Opened, Origin
+from msgrpo_lab.evaluation.store import digest_of
+from msgrpo_lab.evaluation.weights import Weights, load_adapter, read_weights
+
+if TYPE_CHECKING:
+    from msgrpo_lab.lap.policy import LanguagePolicy
+    from msgrpo_lab.lap.prompt import PromptBuilder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySpec:
+    """How a language policy reads and answers, as nodes and plain values of the configuration."""
+
+    model: Mapping[str, Any]
+    prompt: Mapping[str, Any]
+    engine: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    """As `rollout.sampling`; its temperature is not used."""
+    temperature: float
+
+
+class ModelShelf:
+    """Holds one language policy at a time, and loads as little as possible for the next.
+
+    A base model stays while adapters of one form are put into it one after the other. Prompts that were rendered stay
+    as long as template and tokenizer are alike, whichever folder the tokenizer came from.
+
+    Args:
+        device: where models run: auto (CUDA if there is any, else the CPU), or a name that torch knows.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._key = ""
+        self._policy: LanguagePolicy | None = None
+        self._prompts: dict[str, PromptBuilder] = {}
+
+    def policy(self, node: Mapping[str, Any], weights: Weights | None) -> LanguagePolicy:
+        """The policy of a `model` node, with these weights or as it is before training.
+
+        Raises:
+            ValueError: it cannot be had; one line.
+        """
+        node = node if weights is None else weights.model_node(node)
+        key = digest_of([node, weights is None])  # an untrained policy is never one that an adapter has been put into
+        if key != self._key or self._policy is None:
+            self._load(node, key)
+        assert self._policy is not None
+        if weights is not None and weights.lora is not None:
+            load_adapter(self._policy, weights)
+        return self._policy
+
+    def _load(self, node: Mapping[str, Any], key: str) -> None:
+        import torch
+
+        from msgrpo_lab.assemble import component
+
+        # The old one is let go of first: two large models may not fit.
+        self._policy, self._key = None, ""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        policy: LanguagePolicy = component(OmegaConf.create(dict(node)))
+        device = self._device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._policy, self._key = policy.to(device), key
+
+    def prompt(self, node: Mapping[str, Any], tokenizer: Any) -> PromptBuilder:
+        """A prompt builder for this template and tokenizer."""
+        from msgrpo_lab.assemble import component
+        from msgrpo_lab.lap.prompt import PromptBuilder
+
+        words = tokenizer.backend_tokenizer.to_str() if hasattr(tokenizer, "backend_tokenizer") else id(tokenizer)
+        key = digest_of([dict(node), words, tokenizer.chat_template])
+        if key not in self._prompts:
+            self._prompts[key] = PromptBuilder(component(OmegaConf.create(dict(node))), tokenizer)
+        return self._prompts[key]
+
+
+def language_contender(
+    *,
+    label: str,
+    kind: Kind,
+    spec: PolicySpec,
+    weights: Weights | None,
+    origin: Origin,
+    view: str | None,
+    shelf: ModelShelf,
+) -> Contender:
+    """A language policy that plays in this process.
+
+    Args:
+        label: its name in every result.
+        kind: where it comes from.
+        spec: how it reads and answers.
+        weights: what was trained; None for an untrained one.
+        origin: the training run, for the record.
+        view: `observation` it was trained with.
+        shelf: loads it.
+    """
+
+    def opened() -> Opened:
+        from msgrpo_lab.assemble import component, decoding_rule
+
+        try:
+            policy = shelf.policy(spec.model, weights)
+            prompt = shelf.prompt(spec.prompt, policy.tokenizer)
+        except (ValueError, OSError, InstantiationException) as error:
+            raise ConfigError([f"policy={label}: {one_line(str(innermost(error)))}"]) from error
+        config = OmegaConf.create({"rollout": {"sampling": {**spec.sampling, "temperature": spec.temperature}}})
+        return Opened(
+            prompt=prompt,
+            engine=component(OmegaConf.create(dict(spec.engine))),
+            sampling=lambda game: decoding_rule(config, prompt, game),
+            policy=policy,
+        )
+
+    path = spec.model.get("path")
+    base = (
+        None
+        if path is None or (weights is not None and weights.lora is None)
+        else read_weights(Path(str(path)).expanduser())
+    )
+    return Contender(
+        label=label,
+        kind=kind,
+        identity={
+            "spec": asdict(spec),
+            "weights": None if weights is None else weights.digest,
+            "base": None if base is None else base.digest,
+        },
+        open=opened,
+        origin=origin,
+        view=view,
+    )
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error that Hydra's instantiation errors were raised from."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
