@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -31,6 +32,13 @@ SMALL_RUN = (
     "update.minibatches=1",
     "evaluation.reference_simulations=4",
 )
+
+
+def training_presets() -> list[str]:
+    """Every preset of the main job as an override; those of other commands say which policies they are about."""
+    folder = conf_dir() / "experiment"
+    files = [path for path in sorted(folder.rglob("*.yaml")) if "policy" not in yaml.safe_load(path.read_text())]
+    return [f"experiment={path.relative_to(folder).with_suffix('').as_posix()}" for path in files]
 
 
 def small_policy(*, init_seed: int = 0, lora_rank: int | None = None, sharpness: float = 8.0) -> LanguagePolicy:

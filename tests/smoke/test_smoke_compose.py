@@ -6,7 +6,7 @@ import itertools
 import math
 
 import pytest
-from lab_made import SMALL, SMALL_RUN, composed, fit, small_lab
+from lab_made import SMALL, SMALL_RUN, composed, fit, small_lab, training_presets
 
 from msgrpo_lab.assemble import component
 from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
@@ -92,12 +92,15 @@ def test_exact_credit_is_refused_where_there_is_no_oracle(env: str, capsys: pyte
     assert line.startswith(f"msgrpo_lab: credit=exact: it reads exact values, and env={env} has no oracle; use ")
 
 
-PRESETS = [f"{group}={name}" for group in ("experiment", "debug") for name in names(group)]
+PRESETS = [*training_presets(), *(f"debug={name}" for name in names("debug"))]
+UPDATES = 3
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_sound(preset: str) -> None:
+    """As a run, and as the sweep that some of them bring."""
     check_command_line([preset], "train")
+    check_command_line(["-m", preset, "seed=0"], "train")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -108,10 +111,12 @@ def test_presets_train_on_the_tiny_model(preset: str) -> None:
         "rollout.group_size=4",
         "sampler.num_episodes=4",
         "rollout.sampling.max_new_tokens=6",
+        "env.horizon=4",
     )
     lab = small_lab(preset, "model=tiny", *SMALL, "model.lora_rank=null", "model.precision=float32", *cut)
-    rows = fit(lab, epochs=1).training()
-    assert len(rows) == lab.data.updates_per_epoch
+    epochs = math.ceil(UPDATES / lab.data.updates_per_epoch)
+    rows = fit(lab, epochs=epochs).training()
+    assert len(rows) == epochs * lab.data.updates_per_epoch >= UPDATES
     assert all(math.isfinite(row["train/loss"]) for row in rows)
 
 

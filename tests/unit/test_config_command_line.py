@@ -62,6 +62,10 @@ FILES = {
     "experiment/short.yaml": "# @package _global_\ntrainer: {max_epochs: 1}",
     "experiment/wrong.yaml": "# @package _global_\ndefaults: [override /env: nowhere]",
     "experiment/swept.yaml": "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {env.horizon: '0,3'}}}",
+    "experiment/set/seeds.yaml": """
+        # @package _global_
+        hydra: {sweeper: {params: {seed: "0,1", sampler: "uniform,abs_adv"}}}
+        """,
     "debug/fast.yaml": "# @package _global_\nrollout: {num_groups: 2}\nsampler: {num_episodes: 4}",
 }
 
@@ -192,6 +196,33 @@ def test_a_wrong_command_line_is_told_in_one_line(
     assert len(lines) == 1, lines
     assert lines[0].startswith(beginning)
     assert part in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "jobs"),
+    [
+        (["experiment=set/seeds"], 1),
+        (["-m", "experiment=set/seeds"], 4),
+        (["-m", "experiment=set/seeds", "seed=3"], 2),
+        (["-m", "experiment=set/seeds", "env=lake,snake", "seed=range(3)"], 12),
+    ],
+)
+def test_a_preset_brings_its_sweep_and_the_command_line_has_the_last_word(
+    tree: Path, argv: list[str], jobs: int
+) -> None:
+    check_command_line(argv, "train", config_dir=tree)
+    assert len(CONSTRUCTED) == jobs
+
+
+def test_presets_with_sweeps_of_their_own_are_not_swept_over(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refusals(tree, capsys, "-m", "experiment=short,set/seeds")
+    assert line.startswith("experiment=set/seeds: it brings a sweep of its own (hydra.sweeper.params), which ")
+    assert line.endswith("run it by itself, with -m")
+
+
+def test_presets_in_folders_are_among_the_options(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refusals(tree, capsys, "experiment=seeds")
+    assert line.startswith("experiment=seeds: no such option; did you mean 'set/seeds'?")
 
 
 def test_every_faulty_override_is_told(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lab_made import training_presets
 from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks.collapse import CollapseMonitor
@@ -18,7 +19,6 @@ from msgrpo_lab.config import PathsConfig, RolloutConfig, SamplingConfig, Update
 from msgrpo_lab.config import paths as config_paths
 
 GROUPS = ("env", "model", "prompt", "credit", "sampler", "loss", "optim", "trainer", "evaluation", "logger", "launcher")
-PRESETS = ("debug", "experiment")
 FREE = ["rollout.sampling.constrain=false"]
 
 
@@ -31,7 +31,7 @@ def composed(*overrides: str) -> DictConfig:
         return compose("train", list(overrides))
 
 
-@pytest.mark.parametrize("choice", options(*GROUPS, *PRESETS))
+@pytest.mark.parametrize("choice", [*options(*GROUPS, "debug"), *training_presets()])
 def test_every_option_is_sound(choice: str) -> None:
     check_command_line([choice, *(FREE if choice == "prompt=think_plan_action" else [])], "train")
 

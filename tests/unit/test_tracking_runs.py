@@ -200,6 +200,28 @@ def test_swept_keys(arguments: list[str], keys: list[str]) -> None:
     assert swept_keys(arguments) == keys
 
 
+@pytest.mark.parametrize(
+    ("arguments", "keys"),
+    [
+        (["experiment=x"], ["sampler", "seed"]),
+        (["experiment=x", "seed=3"], ["sampler"]),
+        (["sampler=c,d", "env=e,f"], ["sampler", "seed", "env"]),
+    ],
+)
+def test_a_presets_sweep_is_swept_unless_the_command_line_says_otherwise(arguments: list[str], keys: list[str]) -> None:
+    assert swept_keys(arguments, {"sampler": "a,b", "seed": "0,1", "model": "tiny"}) == keys
+
+
+def test_the_parent_names_the_keys_of_a_presets_sweep(uri: str) -> None:
+    cfg = sweep_config(_target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri)
+    cfg.hydra.sweeper = {"params": {"sampler": "uniform,abs_adv", "seed": "0,1,2"}}
+    callback = SweepParent()
+    callback.on_multirun_start(cfg)
+    parent = os.environ[PARENT_VARIABLE]
+    callback.on_multirun_end(cfg)
+    assert last_run(uri, parent).data.tags["msgrpo.swept"] == "sampler,seed"
+
+
 def sweep_config(**logger: Any) -> DictConfig:
     return OmegaConf.create({"logger": logger, "hydra": {"overrides": {"task": ["seed=1,2"]}}})
 
