@@ -1,20 +1,17 @@
-"""From single runs to cells: a cell is one (environment, method), and its runs differ in the seed alone.
-
-A method is the sampler, plus whatever else differs between the jobs (credit rule, model, prompt, any logged parameter),
-so that two settings are never averaged as if they were two seeds.
-"""
+"""From the runs of a cell to curves, reference lines and end points; a cell is one (environment, method)."""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.cells import panels, score_metric
 from analysis.stats import Interval, mean_of_means, stratified_bootstrap
 
 log = logging.getLogger("analysis.curves")
@@ -22,20 +19,11 @@ log = logging.getLogger("analysis.curves")
 OVER_SEEDS = "std over seeds"
 OVER_RUNS = "95 % over seeds"
 OVER_EPISODES = "95 % over episodes"
+OVER_GROUPS = "95 % over groups"
 NONE = "none"
 MODES = {"sampled": "", "greedy": "greedy_"}
 BOOTSTRAP_SEED = 20250810
 
-SAMPLER_ORDER = ("uniform", "abs_adv")
-ENV_ORDER = (
-    "frozenlake",
-    "frozenlake_slippery",
-    "frozenlake_big",
-    "snake",
-    "snake_20",
-    "snake_poison",
-    "snake_poison_banana",
-)
 CURVE = {
     "env": "str",
     "method": "str",
@@ -48,72 +36,6 @@ CURVE = {
     "band": "str",
 }
 """Columns of a curve and their types, kept by empty ones so that putting curves together changes none."""
-IDENTITY = re.compile(
-    r"^param\.(paths|logger|callbacks)\.|(^|[._])(seed|run_id|run_name|dir|ckpt_path|resume|job_num|job_id)$"
-)
-"""Parameters that tell two runs of one setting apart, and are no setting themselves."""
-
-
-def score_metric(scenario: str) -> str:
-    """The score a scenario is judged by: success on Frozen Lake, whose only reward is success; else the return."""
-    return "success_rate" if scenario.startswith("frozenlake") else "return_mean"
-
-
-def _rank(name: str, order: Sequence[str]) -> tuple[int, str]:
-    return (order.index(name) if name in order else len(order), name)
-
-
-def label_methods(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a column `method`, ordered by environment, method and seed, one run a (env, method, seed).
-
-    A seed that occurs twice in a cell is one run, not two: the newer is kept, and a warning names the other.
-    """
-    runs = runs.reset_index(drop=True)
-    shown = [tag for tag in ("credit", "model", "prompt") if runs[tag].nunique() > 1]
-    cells = runs.groupby(["env", "sampler", "credit", "model", "prompt"], sort=False)
-    params = [column for column in runs.columns if column.startswith("param.") and not IDENTITY.search(column)]
-    shown += [column for column in params if (cells[column].nunique() > 1).any()]
-    method = runs["sampler"].astype(str)
-    for column in shown:
-        name = column.removeprefix("param.")
-        value = runs[column].astype(str)
-        method = method + ", " + (f"{name}=" + value if column.startswith("param.") else value)
-    runs = runs.assign(method=method)
-    keyed = runs.assign(seed_key=runs["seed"].where(runs["seed"] != "", runs["run_id"])).sort_values(
-        "start", kind="stable"
-    )
-    twice = keyed.duplicated(["env", "method", "seed_key"], keep="last")
-    for row in keyed[twice].itertuples():
-        log.warning(
-            "left out: job %s (%s, %s) has seed %s, as a newer job does", row.name, row.env, row.method, row.seed
-        )
-    keyed = keyed[~twice].drop(columns="seed_key")
-    order = sorted(
-        keyed.index,
-        key=lambda i: (
-            _rank(str(keyed.at[i, "env"]), ENV_ORDER),
-            _rank(str(keyed.at[i, "sampler"]), SAMPLER_ORDER),
-            str(keyed.at[i, "method"]),
-            str(keyed.at[i, "seed"]).zfill(9),
-        ),
-    )
-    return keyed.loc[order].reset_index(drop=True)
-
-
-def join(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Every number with its run's env, method and seed: columns run_id, env, method, seed, metric, step, value."""
-    return runs[["run_id", "env", "method", "seed"]].merge(
-        metrics[["run_id", "metric", "step", "value"]], on="run_id", how="inner", sort=False
-    )
-
-
-def panels(points: pd.DataFrame) -> list[tuple[str, str]]:
-    """The (env, scenario) pairs with held-out scores, the environment's own scenario before the others."""
-    found: list[tuple[str, str]] = []
-    for env in points["env"].unique():
-        names = points.loc[points["env"] == env, "metric"].str.extract(r"^eval/([^/]+)/")[0].dropna().unique()
-        found += [(env, scenario) for scenario in sorted(names, key=lambda s: (s != env, *_rank(s, ENV_ORDER)))]
-    return found
 
 
 def _pivot(points: pd.DataFrame, env: str, method: str, metric: str) -> pd.DataFrame:
@@ -190,7 +112,7 @@ def _last_means(points: pd.DataFrame, env: str, metric: str) -> dict[str, float]
     return {str(method): float(line["mean"].iloc[-1]) for method, line in frame.groupby("method", sort=False)}
 
 
-def _interval(points: pd.DataFrame, row: Mapping[Hashable, Any]) -> tuple[Interval, str]:
+def interval_at(points: pd.DataFrame, row: Mapping[Hashable, Any]) -> tuple[Interval, str]:
     """95 % interval of one row of `curve`, and what it is over: seeds by bootstrap, or episodes as logged."""
     if row["seeds"] < 2:
         return Interval(row["low"], row["high"]), row["band"]
@@ -215,8 +137,8 @@ def summary(points: pd.DataFrame) -> pd.DataFrame:
             frame = curve(points, env, f"eval/{scenario}/{prefix}{score_metric(scenario)}")
             for method, line in frame.groupby("method", sort=False):
                 first, last = line.iloc[0].to_dict(), line.iloc[-1].to_dict()
-                (start_low, start_high), _ = _interval(points, first)
-                (end_low, end_high), interval = _interval(points, last)
+                (start_low, start_high), _ = interval_at(points, first)
+                (end_low, end_high), interval = interval_at(points, last)
                 row = {
                     "env": env,
                     "scenario": scenario,
@@ -250,3 +172,19 @@ def last_values(points: pd.DataFrame, env: str, method: str, metric: str) -> pd.
     in_cell = (points["env"] == env) & (points["method"] == method) & (points["metric"] == metric)
     chosen: pd.DataFrame = points.loc[in_cell & (points["step"] == step), ["run_id", "seed", "step", "value"]]
     return chosen.reset_index(drop=True)
+
+
+def best_run(points: pd.DataFrame, env: str, method: str, metric: str) -> pd.DataFrame:
+    """The cell's single best run: highest at the last shared step, then on average over the steps, then first in order.
+
+    Returns:
+        Columns step, run_id, seed, value; empty where the cell has a single run, which its mean shows already.
+    """
+    table = _pivot(points, env, method, metric)
+    if table.shape[1] < 2 or table.empty:
+        return pd.DataFrame(columns=["step", "run_id", "seed", "value"])
+    started = list(points.loc[points["run_id"].isin(table.columns), "run_id"].unique())
+    ends, means = table.iloc[-1], table.mean()
+    best = min(table.columns, key=lambda run_id: (-ends[run_id], -means[run_id], started.index(run_id)))
+    seed = points.loc[points["run_id"] == best, "seed"].iloc[0]
+    return pd.DataFrame({"step": table.index, "run_id": best, "seed": seed, "value": table[best].to_numpy()})

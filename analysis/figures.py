@@ -1,102 +1,91 @@
-"""One function a figure: tidy points in, a drawing and the very numbers it shows out.
+"""Scores over training and at its end. One function a figure: tidy points in, a drawing and the very numbers out.
 
-`points` is the table of `analysis.curves.join`. A figure with nothing to show is None; a warning says what is missing.
+`points` is the table of `analysis.cells.join`. A figure with nothing to show is None; a warning says what is missing.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
 
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from analysis.curves import curve, last_values, panels, references, score_metric, summary
+from analysis.cells import panels, score_metric
+from analysis.curves import best_run, curve, last_values, references, summary
 from analysis.looks import (
-    Look,
+    SCORE_LABELS,
+    SHARES,
+    UPDATES,
+    Drawing,
     band_handles,
+    best_handle,
+    draw_best,
     draw_line,
     draw_references,
     env_title,
-    looks,
-    mark_empty,
+    envs_of,
     method_handles,
     method_label,
     mode_handles,
     scenario_title,
     set_limits,
+    styles_of,
 )
 from analysis.panels import Sheet
 
 log = logging.getLogger("analysis.figures")
 
-UPDATES = "optimiser updates"
-SCORE_LABELS = {"success_rate": "held-out success rate", "return_mean": "held-out return"}
 RETURN = "train/return_mean"
-ENTROPY = "entropy [nats]"
-DIAGNOSTICS: dict[str, dict[str, str]] = {
-    ENTROPY: {"train/token_entropy": "-", "train/action_entropy": "--"},
-    "zero-spread groups": {"train/zero_std_groups": "-"},
-    "ESS / pool size": {"sampler/ess": "-"},
-    "inclusion bias [adv.]": {"sampler/inclusion_bias": "-"},
-}
-"""Rows of the diagnostics figure: axis label → metrics and their line styles."""
-SHARES = ("zero-spread groups", "ESS / pool size", "success_rate")
-"""What lies in [0, 1] and is drawn on all of it."""
-
-
-class Drawing(NamedTuple):
-    """A figure, and the numbers it shows."""
-
-    figure: Figure
-    data: pd.DataFrame
-
-
-def _styles(points: pd.DataFrame) -> dict[str, Look]:
-    return looks([str(method) for method in points["method"].unique()])
-
-
-def _envs(points: pd.DataFrame) -> list[str]:
-    return [str(env) for env in points["env"].unique()]
 
 
 def learning_curves(points: pd.DataFrame) -> Drawing | None:
-    """Held-out sampled score against updates: a panel an environment, a line a method, reference players dashed."""
+    """The paper's figure: held-out sampled score against updates, a panel an environment, a line a method.
+
+    Mean over runs with its band, the single best run dashed (`analysis.curves.best_run`), and a thin line a reference
+    player or evaluated model.
+    """
     found = []
     for env, scenario in panels(points):
-        frame = curve(points, env, f"eval/{scenario}/{score_metric(scenario)}")
+        metric = f"eval/{scenario}/{score_metric(scenario)}"
+        frame = curve(points, env, metric)
         if frame.empty:
-            log.warning("learning curves: %s has no eval/%s/%s", env, scenario, score_metric(scenario))
+            log.warning("learning curves: %s has no %s", env, metric)
         else:
-            found.append((env, scenario, frame.assign(scenario=scenario, kind="method")))
+            found.append((env, scenario, metric, frame.assign(scenario=scenario, kind="method")))
     if not found:
         log.warning("learning curves: left out, no job logged a held-out score")
         return None
-    style = _styles(points)
-    sheet = Sheet([scenario_title(env, scenario) for env, scenario, _ in found])
+    style = styles_of(points)
+    sheet = Sheet([scenario_title(env, scenario) for env, scenario, _, _ in found])
     tables = []
-    for column, (env, scenario, frame) in enumerate(found):
+    for column, (env, scenario, metric, frame) in enumerate(found):
         axes, score = sheet.axes(column), score_metric(scenario)
-        reference = references(points, env, scenario, score)
+        reference = references(points, env, scenario, score).rename(columns={"value": "mean"})
+        drawn = [frame]
         for method, line in frame.groupby("method", sort=False):
             draw_line(axes, line, style[str(method)])
-        draw_references(sheet, axes, reference)
-        set_limits(axes, pd.concat([frame[["mean", "low", "high"]], reference[["value"]]]), share=score in SHARES)
+            best = best_run(points, env, str(method), metric).rename(columns={"value": "mean"})
+            if not best.empty:
+                draw_best(axes, best, style[str(method)])
+                names = {"env": env, "scenario": scenario, "method": method, "metric": metric, "kind": "best run"}
+                drawn.append(best.assign(**names))
+        draw_references(sheet, axes, reference.rename(columns={"mean": "value"}))
+        part = pd.concat([*drawn, reference.assign(kind="reference")], ignore_index=True)
+        set_limits(axes, part[["mean", "low", "high"]], share=score in SHARES)
         axes.set(xlabel=UPDATES, ylabel=SCORE_LABELS[score])
-        tables += [frame, reference.rename(columns={"value": "mean"}).assign(kind="reference")]
+        tables.append(part)
     data = pd.concat(tables, ignore_index=True)
-    sheet.legend([*method_handles(style, data), *band_handles(data)])
+    handles = [*method_handles(style, data), *band_handles(data)]
+    sheet.legend([*handles, best_handle()] if (data["kind"] == "best run").any() else handles)
     return Drawing(sheet.finish(), data)
 
 
 def training_curves(points: pd.DataFrame) -> Drawing | None:
     """Unshaped game return of the training rollouts against updates, a panel an environment."""
-    frames = {env: frame for env in _envs(points) if not (frame := curve(points, env, RETURN)).empty}
+    frames = {env: frame for env in envs_of(points) if not (frame := curve(points, env, RETURN)).empty}
     if not frames:
         log.warning("training curves: left out, no job logged %s", RETURN)
         return None
-    style = _styles(points)
+    style = styles_of(points)
     sheet = Sheet([env_title(env) for env in frames])
     for column, frame in enumerate(frames.values()):
         axes = sheet.axes(column)
@@ -115,7 +104,7 @@ def final_comparison(points: pd.DataFrame) -> Drawing | None:
     if table.empty:
         log.warning("final comparison: left out, no job logged a held-out score")
         return None
-    style = _styles(points)
+    style = styles_of(points)
     cells = [(str(env), str(name), cell) for (env, name), cell in table.groupby(["env", "scenario"], sort=False)]
     names = {method: method_label(str(method)).replace(", ", "\n") for method in table["method"].unique()}
     named_below = len(names) <= 3 and max(name.count("\n") for name in names.values()) < 2
@@ -147,88 +136,3 @@ def final_comparison(points: pd.DataFrame) -> Drawing | None:
     handles = mode_handles(list(table["interval"]), several_seeds=bool((table["seeds"] > 1).any()))
     sheet.legend([*([] if named_below else method_handles(style, table)), *handles])
     return Drawing(sheet.finish(), pd.concat(tables, ignore_index=True))
-
-
-def diagnostics(points: pd.DataFrame) -> Drawing | None:
-    """What may go wrong while the return still rises: entropies, groups without spread, and the sampler's bias."""
-    logged = set(points["metric"])
-    for metrics in DIAGNOSTICS.values():
-        for metric in sorted(metrics.keys() - logged):
-            log.warning("diagnostics: no job logged %s", metric)
-    rows = {label: metrics for label, metrics in DIAGNOSTICS.items() if metrics.keys() & logged}
-    if not rows:
-        log.warning("diagnostics: left out, nothing to show")
-        return None
-    envs, style = _envs(points), _styles(points)
-    sheet = Sheet([env_title(env) for env in envs], rows=len(rows), plot_height=1.15, between=0.26)
-    tables = []
-    for column, env in enumerate(envs):
-        for place, (label, metrics) in enumerate(rows.items()):
-            axes = sheet.axes(column, place)
-            frames = [curve(points, env, metric) for metric in metrics]
-            for frame, dashes in zip(frames, metrics.values(), strict=True):
-                for method, line in frame.groupby("method", sort=False):
-                    draw_line(axes, line, style[str(method)], dashes=dashes)
-            part = pd.concat(frames, ignore_index=True)
-            if part.empty:
-                mark_empty(axes)
-            set_limits(axes, part[["mean", "low", "high"]], share=label in SHARES)
-            if label == ENTROPY:
-                axes.set_ylim(bottom=0.0)
-            axes.set(ylabel=label, xlabel=UPDATES if place == len(rows) - 1 else "")
-            tables.append(part)
-    data = pd.concat(tables, ignore_index=True)
-    entropies = [
-        Line2D([], [], color="#444444", ls=dashes, label=f"{metric.removeprefix('train/').replace('_', ' ')}")
-        for metric, dashes in DIAGNOSTICS[ENTROPY].items()
-        if metric in logged
-    ]
-    sheet.legend([*method_handles(style, data), *entropies, *band_handles(data)])
-    return Drawing(sheet.finish(), data)
-
-
-def efficiency(points: pd.DataFrame) -> Drawing | None:
-    """Training return against training time and against environment steps, at the same updates."""
-    columns = {}
-    for metric in ("train/wall_s", "train/env_steps"):
-        if metric in set(points["metric"]):
-            columns[metric] = pd.concat([curve(points, env, metric) for env in _envs(points)], ignore_index=True)
-        else:
-            log.warning("efficiency: no job logged %s", metric)
-    returns = [frame for env in _envs(points) if not (frame := curve(points, env, RETURN)).empty]
-    if not columns or not returns:
-        log.warning("efficiency: left out, nothing to show")
-        return None
-    style = _styles(points)
-    sheet = Sheet([env_title(str(frame["env"].iloc[0])) for frame in returns], rows=len(columns), plot_height=1.5)
-    tables = []
-    for place, (metric, spent) in enumerate(columns.items()):
-        divisor, unit = _unit(metric, float(spent["mean"].max()))
-        for column, frame in enumerate(returns):
-            keys = ["env", "method", "step"]
-            joined = frame.merge(spent[[*keys, "mean"]].rename(columns={"mean": "x"}), on=keys)
-            joined = joined.assign(x=joined["x"] / divisor, x_metric=metric, x_unit=unit)
-            axes = sheet.axes(column, place)
-            for method, line in joined.groupby("method", sort=False):
-                draw_line(axes, line, style[str(method)], x="x")
-            if joined.empty:
-                mark_empty(axes)
-            set_limits(axes, joined[["mean", "low", "high"]])
-            axes.set(xlabel=unit, ylabel="training return (unshaped)", xlim=(0, None))
-            tables.append(joined)
-    data = pd.concat(tables, ignore_index=True)
-    sheet.legend([*method_handles(style, data), *band_handles(data)])
-    return Drawing(sheet.finish(), data)
-
-
-def _unit(metric: str, largest: float) -> tuple[float, str]:
-    """Divisor and axis label that keep tick numbers short."""
-    if metric == "train/wall_s":
-        units = [(3600.0, "training time [h]"), (60.0, "training time [min]"), (1.0, "training time [s]")]
-    else:
-        units = [
-            (1e6, "environment steps [millions]"),
-            (1e3, "environment steps [thousands]"),
-            (1.0, "environment steps"),
-        ]
-    return next((unit for unit in units if largest >= 3 * unit[0]), units[-1])

@@ -7,89 +7,30 @@ a single training run is a job without a parent.
 from __future__ import annotations
 
 import logging
-import sqlite3
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.store import HOW_TO_MAKE, KIND, PARENT, Runs, TrackingError, one_line, open_client
+
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 log = logging.getLogger("analysis.load")
 
-KIND = "msgrpo.kind"
-PARENT = "mlflow.parentRunId"
 JOB_TAGS = ("env", "sampler", "credit", "model", "prompt", "seed")
-PREFIXES = ("train/", "eval/", "sampler/", "reference/", "perf/")
+PREFIXES = ("train/", "eval/", "sampler/", "credit/", "reference/", "perf/")
 LATEST = "latest"
 NO_PARENT = "none"
-HOW_TO_MAKE = "make one with `make sweep`"
 
 
-class TrackingError(Exception):
-    """Asked for something that the tracking store does not hold; the message is one line and says what to do."""
-
-
-def _check_sqlite(tracking_uri: str) -> None:
-    """Refuse a database that is not there, before MLflow would create it.
-
-    Raises:
-        TrackingError: no such file, or a file that is not an MLflow database.
-    """
-    prefix = "sqlite:///"
-    if not tracking_uri.startswith(prefix):
-        return
-    path = Path(tracking_uri.removeprefix(prefix).split("?")[0])
-    if not path.is_file():
-        raise TrackingError(f"tracking uri '{tracking_uri}': no database at {path}; {HOW_TO_MAKE}")
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    try:
-        tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
-    except sqlite3.DatabaseError as error:
-        raise TrackingError(
-            f"tracking uri '{tracking_uri}': {path} is not readable ({error}); {HOW_TO_MAKE}"
-        ) from error
-    finally:
-        connection.close()
-    if not {"experiments", "runs", "metrics"} <= tables:
-        raise TrackingError(f"tracking uri '{tracking_uri}': {path} holds no MLflow tables; {HOW_TO_MAKE}")
-
-
-def _client(tracking_uri: str) -> MlflowClient:
-    _check_sqlite(tracking_uri)
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        return MlflowClient(tracking_uri)
-    except MlflowException as error:
-        raise TrackingError(f"tracking uri '{tracking_uri}': {str(error).splitlines()[0]}") from error
-
-
-def _search(client: MlflowClient, experiment_id: str, filter_string: str) -> list[Run]:
-    """All runs that match, oldest first."""
-    runs: list[Run] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            [experiment_id], filter_string, max_results=1000, order_by=["attributes.start_time ASC"], page_token=token
-        )
-        runs.extend(page)
-        token = page.token
-        if not token:
-            return runs
-
-
-def _sweep_ids(client: MlflowClient, experiment_id: str, experiment: str, sweep: str) -> list[str]:
+def _sweep_ids(store: Runs, sweep: str) -> list[str]:
     """Parent run ids that `sweep` names: the newest finished one for "latest", else a comma-separated list."""
-    parents = {run.info.run_id: run for run in _search(client, experiment_id, f"tags.`{KIND}` = 'sweep'")}
+    experiment = store.experiment
+    parents = {run.info.run_id: run for run in store.search(f"tags.`{KIND}` = 'sweep'")}
     if sweep == LATEST:
         finished = [run_id for run_id, run in parents.items() if run.info.status == "FINISHED"]
         if finished:
@@ -156,24 +97,13 @@ def load_runs(tracking_uri: str, experiment: str = "msgrpo", sweep: str = LATEST
     Raises:
         TrackingError: no database, no such experiment or sweep, or no finished job in it.
     """
-    client = _client(tracking_uri)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            raise TrackingError(f"experiment '{experiment}' is not in {tracking_uri}; {HOW_TO_MAKE}")
-        jobs_filter = f"tags.`{KIND}` = 'job'"
-        if sweep == NO_PARENT:
-            runs = [run for run in _search(client, found.experiment_id, jobs_filter) if not run.data.tags.get(PARENT)]
-        else:
-            runs = [
-                run
-                for run_id in _sweep_ids(client, found.experiment_id, experiment, sweep)
-                for run in _search(client, found.experiment_id, f"{jobs_filter} and tags.`{PARENT}` = '{run_id}'")
-            ]
-    except MlflowException as error:
-        raise TrackingError(f"tracking uri '{tracking_uri}': {str(error).splitlines()[0]}") from error
+    store = Runs(tracking_uri, experiment)
+    jobs = f"tags.`{KIND}` = 'job'"
+    if sweep == NO_PARENT:
+        runs = [run for run in store.search(jobs) if not run.data.tags.get(PARENT)]
+    else:
+        parents = _sweep_ids(store, sweep)
+        runs = [run for parent in parents for run in store.search(f"{jobs} and tags.`{PARENT}` = '{parent}'")]
     if not any(run.info.status == "FINISHED" for run in runs):
         states = ", ".join(sorted({run.info.status for run in runs})) or "no jobs at all"
         raise TrackingError(f"sweep '{sweep}' has no finished jobs ({states}); wait for one, or {HOW_TO_MAKE}")
@@ -213,18 +143,14 @@ def load_metrics(tracking_uri: str, run_ids: Sequence[str], prefixes: Sequence[s
     Raises:
         TrackingError: no database, or a run that is not in it.
     """
-    client = _client(tracking_uri)
-    from mlflow.exceptions import MlflowException
-
+    client = open_client(tracking_uri)
     rows: list[tuple[str, str, int, float, int]] = []
-    try:
+    with one_line(tracking_uri):
         for run_id in run_ids:
             for key in client.get_run(run_id).data.metrics:
                 if key.startswith(tuple(prefixes)):
                     history = client.get_metric_history(run_id, key)
                     rows.extend((run_id, key, point.step, point.value, point.timestamp) for point in history)
-    except MlflowException as error:
-        raise TrackingError(f"tracking uri '{tracking_uri}': {str(error).splitlines()[0]}") from error
     table = pd.DataFrame(rows, columns=["run_id", "metric", "step", "value", "time"])
     table = table.sort_values(["run_id", "metric", "step", "time"], kind="stable")
     table = table.drop_duplicates(["run_id", "metric", "step"], keep="last").reset_index(drop=True)

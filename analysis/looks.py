@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.curves import OVER_EPISODES, OVER_RUNS, OVER_SEEDS, SAMPLER_ORDER
+from analysis.cells import SAMPLER_ORDER
+from analysis.curves import OVER_EPISODES, OVER_GROUPS, OVER_RUNS, OVER_SEEDS
 from analysis.panels import REFERENCE_COLOUR, Sheet
 
 ENV_TITLES = {
@@ -36,12 +38,27 @@ PLAYER_LABELS = {
     "search": "search",
 }
 SCORE_LABELS = {"success_rate": "held-out success rate", "return_mean": "held-out return"}
+GREY = "#444444"
+ONE_SEED_BANDS = {
+    OVER_EPISODES: "95 % interval over evaluation episodes (one seed)",
+    OVER_GROUPS: "95 % interval over the groups of a rollout (one seed)",
+}
+BEST_DASHES = (0, (3, 1.5))
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
 MARKS = 12
 """About how many markers a line carries."""
 SHARE_LIMITS = (-0.03, 1.03)
+SHARES = ("zero-spread groups", "ESS / pool size", "success_rate")
+"""What lies in [0, 1] and is drawn on all of it."""
 UPDATES = "optimiser updates"
+
+
+class Drawing(NamedTuple):
+    """A figure, and the numbers it shows."""
+
+    figure: Figure
+    data: pd.DataFrame
 
 
 class Look(NamedTuple):
@@ -81,6 +98,16 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
     return style
 
 
+def styles_of(points: pd.DataFrame) -> dict[str, Look]:
+    """The looks of the methods that occur in `points`."""
+    return looks([str(method) for method in points["method"].unique()])
+
+
+def envs_of(points: pd.DataFrame) -> list[str]:
+    """The environments that occur in `points`, in order."""
+    return [str(env) for env in points["env"].unique()]
+
+
 def draw_line(axes: Axes, frame: pd.DataFrame, look: Look, x: str = "step", dashes: str | None = None) -> None:
     """One method's mean and band over column `x`; `dashes` replaces the method's own line style."""
     axes.fill_between(frame[x], frame["low"], frame["high"], color=look.colour, alpha=0.16, lw=0)
@@ -93,6 +120,16 @@ def draw_line(axes: Axes, frame: pd.DataFrame, look: Look, x: str = "step", dash
         ms=2.6,
         markevery=max(1, len(frame) // MARKS),
     )
+
+
+def draw_best(axes: Axes, frame: pd.DataFrame, look: Look) -> None:
+    """One run's line over the steps, thin and dashed in its method's colour."""
+    axes.plot(frame["step"], frame["mean"], color=look.colour, ls=BEST_DASHES, lw=0.9, alpha=0.9, zorder=1.9)
+
+
+def best_handle() -> Artist:
+    """The entry for `draw_best`."""
+    return Line2D([], [], color=GREY, ls=BEST_DASHES, lw=0.9, label="single best run")
 
 
 def draw_references(sheet: Sheet, axes: Axes, table: pd.DataFrame) -> None:
@@ -134,9 +171,8 @@ def band_handles(data: pd.DataFrame) -> list[Artist]:
             seeds = sorted({int(seed) for seed in cell["seeds"]})
             count = f"{seeds[0]}–{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
             handles.append(Patch(color="#777777", alpha=0.25, lw=0, label=f"mean ± 1 std over {count} seeds"))
-        elif band == OVER_EPISODES:
-            text = "95 % interval over evaluation episodes (one seed)"
-            handles.append(Patch(color="#777777", alpha=0.25, lw=0, label=text))
+        elif band in ONE_SEED_BANDS:
+            handles.append(Patch(color="#777777", alpha=0.25, lw=0, label=ONE_SEED_BANDS[str(band)]))
     return handles
 
 
@@ -156,16 +192,14 @@ def scenario_title(env: str, scenario: str) -> str:
 
 def mode_handles(over: Sequence[str], several_seeds: bool) -> list[Artist]:
     """Entries for filled and open dots, for what the error bars span, and for single seeds where they are drawn."""
-    grey = "#444444"
     handles: list[Artist] = [
-        Line2D([], [], color=grey, ls="", marker="o", mfc=grey, label="sampled"),
-        Line2D([], [], color=grey, ls="", marker="o", mfc="white", label="greedy"),
+        Line2D([], [], color=GREY, ls="", marker="o", mfc=GREY, label="sampled"),
+        Line2D([], [], color=GREY, ls="", marker="o", mfc="white", label="greedy"),
     ]
     if OVER_RUNS in over:
-        handles.append(Line2D([], [], color=grey, lw=1.2, label="95 % bootstrap interval over seeds"))
+        handles.append(Line2D([], [], color=GREY, lw=1.2, label="95 % bootstrap interval over seeds"))
     if OVER_EPISODES in over:
-        text = "95 % interval over evaluation episodes (one seed)"
-        handles.append(Line2D([], [], color=grey, lw=1.2, label=text))
+        handles.append(Line2D([], [], color=GREY, lw=1.2, label=ONE_SEED_BANDS[OVER_EPISODES]))
     if several_seeds:
-        handles.append(Line2D([], [], color=grey, ls="", marker=".", ms=3, alpha=0.6, label="single seeds"))
+        handles.append(Line2D([], [], color=GREY, ls="", marker=".", ms=3, alpha=0.6, label="single seeds"))
     return handles

@@ -69,6 +69,7 @@ class Sheet:
         plot_height: float = 1.7,
         between: float = BELOW,
         below: float = BELOW,
+        lefts: Sequence[float] = (LEFT, LEFT),
     ) -> None:
         """Empty panels.
 
@@ -78,6 +79,7 @@ class Sheet:
             plot_height: height of a plot, inches.
             between: room between the plots of a column, inches: less where only the lowest names its axis.
             below: room under a column's lowest plot, inches.
+            lefts: room left of the plots of the first and of the second column, inches.
 
         Raises:
             ValueError: no titles.
@@ -87,6 +89,7 @@ class Sheet:
         self.figure = Figure(figsize=(CELL, CELL))
         FigureCanvasAgg(self.figure)
         self._rows, self._height, self._between, self._below = rows, plot_height, between, below
+        self._lefts = tuple(lefts)
         self._handles: list[Artist] = []
         self._axes = [
             [self.figure.add_axes((0, 0, 1, 1), label=f"{column}/{row}") for row in range(rows)]
@@ -128,9 +131,10 @@ class Sheet:
                 bottom = (
                     height - top - block * block_height - TITLE - row * (self._height + self._between) - self._height
                 )
-                box = (place * CELL + LEFT, bottom, CELL - LEFT - right, self._height)
+                left = self._lefts[place]
+                box = (place * CELL + left, bottom, CELL - left - right, self._height)
                 axes.set_position((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-                axes.yaxis.set_label_coords(-0.44 / box[2], 0.5)
+                axes.yaxis.set_label_coords((0.12 - left) / box[2], 0.5)
         for legend in self.figure.legends:
             legend.set_bbox_to_anchor((0.5, 1.0 - EDGE / height), transform=self.figure.transFigure)
         for axes, labels in self._labels.items():

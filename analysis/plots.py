@@ -1,4 +1,4 @@
-"""Draw a sweep's figures and its table from MLflow alone: `python analysis/plots.py`, from any folder.
+"""Draw a sweep's figures, its table and its card from MLflow alone: `python analysis/plots.py`, from any folder.
 
 Each figure is written as PNG and PDF, with the numbers it shows as CSV beside them. Equal input gives equal bytes.
 """
@@ -16,19 +16,28 @@ import pandas as pd
 if __package__ in (None, ""):  # run by path: Python put analysis/ itself on the path, not the folder that holds it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis import figures
-from analysis.curves import join, label_methods
-from analysis.load import LATEST, NO_PARENT, TrackingError, keep_finished, load_metrics, load_runs
+from analysis import comparison_figures, figures, training_figures
+from analysis.cells import join, label_methods
+from analysis.efficiency import efficiency
+from analysis.evaluations import MATCHING, NO_EVALUATIONS, as_references, load_evaluations
+from analysis.load import LATEST, NO_PARENT, keep_finished, load_metrics, load_runs
+from analysis.looks import Drawing
 from analysis.panels import paper_style
 from analysis.report import write_table
+from analysis.store import TrackingError, copy_cards
+from analysis.transfer import transfer_matrix
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES: dict[str, Callable[[pd.DataFrame], figures.Drawing | None]] = {
+FIGURES: dict[str, Callable[[pd.DataFrame], Drawing | None]] = {
     "learning_curves": figures.learning_curves,
     "training_curves": figures.training_curves,
     "final_comparison": figures.final_comparison,
-    "diagnostics": figures.diagnostics,
-    "efficiency": figures.efficiency,
+    "sampler_ablation": comparison_figures.sampler_ablation,
+    "score_against_optimal": comparison_figures.score_against_optimal,
+    "efficiency": efficiency,
+    "credit_fidelity": training_figures.credit_fidelity,
+    "entropies": training_figures.entropies,
+    "diagnostics": training_figures.diagnostics,
 }
 
 
@@ -47,7 +56,7 @@ class Remarks(logging.Handler):
             self.lines.append(line)
 
 
-def save(name: str, drawing: figures.Drawing, out: Path) -> list[Path]:
+def save(name: str, drawing: Drawing, out: Path) -> list[Path]:
     """Write `<name>.png`, `.pdf` and `.csv` under `out`, without dates or versions in them; returns the paths."""
     paths = [out / f"{name}.{ending}" for ending in ("png", "pdf", "csv")]
     drawing.figure.savefig(paths[0], metadata={"Software": None})
@@ -56,14 +65,17 @@ def save(name: str, drawing: figures.Drawing, out: Path) -> list[Path]:
     return paths
 
 
-def draw(tracking_uri: str, experiment: str, sweep: str, out: Path) -> tuple[list[Path], list[str]]:
-    """Read a sweep and write every figure that it has numbers for, and the table.
+def draw(
+    tracking_uri: str, experiment: str, sweep: str, out: Path, evaluations: str = MATCHING
+) -> tuple[list[Path], list[str]]:
+    """Read a sweep and write every figure that it has numbers for, the table, and the sweep's card.
 
     Args:
         tracking_uri: MLflow tracking address.
         experiment: experiment name.
         sweep: "latest", "none" or parent run ids, as in `analysis.load.load_runs`.
         out: folder to write into; made if it is not there.
+        evaluations: which evaluation runs, as in `analysis.evaluations.load_evaluations`.
 
     Returns:
         The files written, and remarks on what was left out.
@@ -79,15 +91,19 @@ def draw(tracking_uri: str, experiment: str, sweep: str, out: Path) -> tuple[lis
         points = join(runs, load_metrics(tracking_uri, list(runs["run_id"])))
         if points.empty:
             raise TrackingError(f"sweep '{sweep}': its finished jobs hold no metrics to draw")
+        scores = load_evaluations(tracking_uri, experiment, list(runs["run_id"]), evaluations)
+        points = pd.concat([points, as_references(scores, points, set(runs["model"]))], ignore_index=True)
         out.mkdir(parents=True, exist_ok=True)
         paths: list[Path] = []
         with paper_style():
-            for name, function in FIGURES.items():
-                drawing = function(points)
+            drawings = ((name, function(points)) for name, function in FIGURES.items())
+            for name, drawing in (*drawings, ("transfer_matrix", transfer_matrix(scores))):
                 if drawing is not None:
                     paths += save(name, drawing, out)
-        sweeps = ", ".join(f"`{run_id}`" for run_id in runs["sweep"].unique() if run_id)
-        source = f"experiment `{experiment}`, " + (f"sweep {sweeps}" if sweeps else "single runs")
+        sweeps = [str(run_id) for run_id in runs["sweep"].unique() if run_id]
+        paths += copy_cards(tracking_uri, sweeps, out)
+        named = ", ".join(f"`{run_id}`" for run_id in sweeps)
+        source = f"experiment `{experiment}`, " + (f"sweep {named}" if sweeps else "single runs")
         paths += write_table(points, source, remarks.lines, out)
     finally:
         logger.removeHandler(remarks)
@@ -109,11 +125,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"'{NO_PARENT}': the jobs that were run on their own",
     )
     parser.add_argument(
+        "--evaluations",
+        default=MATCHING,
+        metavar="ID",
+        help=f"evaluation runs: '{MATCHING}': of what the sweep trained, and what was evaluated beside it (default); "
+        f"'{LATEST}': the newest evaluation; parent run ids with commas between; '{NO_EVALUATIONS}'",
+    )
+    parser.add_argument(
         "--out", type=Path, default=ROOT / "outputs" / "figures", help="folder to write to (%(default)s)"
     )
     arguments = parser.parse_args(argv)
     try:
-        paths, remarks = draw(arguments.tracking_uri, arguments.experiment, arguments.sweep, arguments.out)
+        paths, remarks = draw(
+            arguments.tracking_uri, arguments.experiment, arguments.sweep, arguments.out, arguments.evaluations
+        )
     except TrackingError as error:
         print(f"plots.py: {error}", file=sys.stderr)
         return 2

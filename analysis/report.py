@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.cells import score_metric
 from analysis.curves import (
     BOOTSTRAP_SEED,
     MODES,
@@ -16,7 +17,6 @@ from analysis.curves import (
     OVER_EPISODES,
     OVER_RUNS,
     last_values,
-    score_metric,
     summary,
 )
 from analysis.looks import PLAYER_LABELS, method_label, scenario_title

@@ -59,7 +59,8 @@ def curves(job: Job) -> dict[str, dict[int, float]]:
     def level(step: np.ndarray) -> np.ndarray:
         return low + (high - low) / (1 + np.exp(-(step - 2.2 * pace) / (0.55 * pace)))
 
-    def logged(values: np.ndarray, steps: np.ndarray = step_U) -> dict[int, float]:
+    def logged(values: np.ndarray, steps: np.ndarray = step_U - 1) -> dict[int, float]:
+        # as a run does it: what the first update logs stands at step 0
         return {int(step): float(value) for step, value in zip(steps, values, strict=True)}
 
     noise_U = rng.normal(0, 0.02 if lake else 0.06, job.updates)
@@ -75,10 +76,19 @@ def curves(job: Job) -> dict[str, dict[int, float]]:
         ),
         "sampler/ess": logged(np.ones(job.updates) if job.sampler == "uniform" else 0.35 + 0.005 * step_U),
         "sampler/inclusion_bias": logged(rng.normal(0.0 if job.sampler == "uniform" else 0.25, 0.02, job.updates)),
+        "train/trained_tokens": logged((900.0 if job.sampler == "uniform" else 1000.0) * step_U),
         "train/env_steps": logged(14_000.0 * step_U),
         "train/wall_s": logged((5.1 if lake else 8.3) * step_U + rng.uniform(0, 1)),
         "perf/rollout_s": logged(rng.uniform(2, 3, job.updates)),
     }
+    if lake:  # no other environment has an oracle
+        step_W = np.arange(0, job.updates, EVAL_EVERY)
+        for place, score in enumerate(("gradient_cosine", "spearman", "sign_agreement")):
+            fidelity_W = 0.6 - 0.1 * place - 0.005 * step_W
+            out[f"credit/{score}"] = logged(fidelity_W, step_W)
+            out[f"credit/{score}_low"] = logged(fidelity_W - 0.05, step_W)
+            out[f"credit/{score}_high"] = logged(fidelity_W + 0.05, step_W)
+            out[f"credit/drawn_{score}"] = logged(fidelity_W - 0.1, step_W)
     step_V = np.arange(0, job.updates + 1, EVAL_EVERY)
     for mode, offset in (("", 0.0), ("greedy_", 0.02)):
         score_V = level(step_V) + offset + rng.normal(0, 0.01, step_V.size)

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from analysis.curves import join, label_methods
+from analysis.cells import join, label_methods
 from analysis.report import duration, markdown_table, number, reference_values, render, with_interval, write_table
 from analysis.stats import NO_INTERVAL, Interval
 
