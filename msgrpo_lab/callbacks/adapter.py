@@ -11,9 +11,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger, MLFlowLogger
+from lightning.pytorch.loggers import Logger
 
 from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.callbacks.run_logger import RunLogger
 from msgrpo_lab.checkpoint.state import load_trainable, trainable
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.module import LAPModule
@@ -76,8 +77,8 @@ class AdapterKeeper(L.Callback):
             load_trainable(policy, last)
             log.info("best held-out return %.3f at update %d, kept in %s", self.best_score, self.best_update, target)
         for logger in loggers:
-            if isinstance(logger, MLFlowLogger) and logger.run_id is not None:
-                logger.experiment.log_artifacts(logger.run_id, str(target), "adapter")
+            if isinstance(logger, RunLogger):
+                logger.log_artifact(target, "adapter")
 
 
 def _policy(module: L.LightningModule) -> LanguagePolicy:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.loggers import MLFlowLogger
 
+from msgrpo_lab.callbacks.run_logger import RunLogger
 from msgrpo_lab.callbacks.tracked_run import TAGGED_GROUPS
 from msgrpo_lab.callbacks.watcher import RolloutWatcher
 from msgrpo_lab.data import RolloutDataModule
@@ -64,5 +64,5 @@ class RolloutKeeper(RolloutWatcher):
         if not self.keep_in_mlflow:
             return
         for logger in trainer.loggers:
-            if isinstance(logger, MLFlowLogger) and logger.run_id is not None:
-                logger.experiment.log_artifact(logger.run_id, str(path), "rollouts")
+            if isinstance(logger, RunLogger):
+                logger.log_artifact(path, "rollouts")

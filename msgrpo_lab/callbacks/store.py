@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import sqlite3
 import time
@@ -20,19 +21,50 @@ DATABASES = ("postgresql", "mysql", "mssql")
 LOCK_TIMEOUT_S = 300.0
 """Seconds to wait for another process to make the database; a first migration takes a few."""
 CONNECT_TIMEOUT_S = 5.0
+HTTP_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""MLflow's own defaults hold a run up for minutes at every call that a server does not answer; metrics are kept on disk
+meanwhile, so that few retries will do."""
+HIDDEN_PASSWORD = ":***"
+LONGEST_REASON = 200
+"""Characters of a store's error that are told."""
 WAL_ATTEMPTS = 5
 WAL_PAUSE_S = 0.5
 """Tries to set the journal mode, and seconds between them."""
 
 
 def mlflow_module() -> ModuleType:
-    """MLflow, imported when it is first needed (it takes seconds), without its telemetry and migration chatter."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    """MLflow, imported when it is first needed (it takes seconds), without its telemetry and chatter.
+
+    What goes wrong in its database is raised as well, and told by this project in one line.
+    """
+    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", **HTTP_DEFAULTS}.items():
+        os.environ.setdefault(name, value)
     import mlflow
 
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
+    for name in ("alembic", "mlflow.system_metrics.system_metrics_monitor"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What a store raises that does not answer, is locked, full or damaged, or refuses a value."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (mlflow_module().exceptions.MlflowException, SQLAlchemyError, OSError)
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in one line of the lowest layer's words, without a password that may stand in an address."""
+    database_error = getattr(error.__cause__, "orig", None)
+    if isinstance(database_error, Exception):
+        return str(database_error)
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+    return re.sub(r"(://[^:/@\s]*):[^/@\s]*@", r"\1:***@", text.splitlines()[0])[:LONGEST_REASON]
 
 
 def database_path(tracking_uri: str) -> Path | None:
@@ -191,4 +223,4 @@ def _journal_mode(path: Path) -> str:
 def mask(uri: str) -> str:
     """`uri` without the password that may stand in it."""
     parts = urlsplit(uri)
-    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+    return uri.replace(f":{parts.password}@", f"{HIDDEN_PASSWORD}@") if parts.password else uri

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -9,14 +10,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks import provenance
-from msgrpo_lab.callbacks.store import mlflow_module
+from msgrpo_lab.callbacks.store import mlflow_module, reason_of, store_errors
 from msgrpo_lab.config.paths import project_root
+
+log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 TAGGED_GROUPS = ("env", "sampler", "credit", "model", "prompt")
 LONGEST_PARAM = 250
 """Characters of a parameter's value that MLflow keeps everywhere; the whole configuration is an artifact."""
 PARAMS_A_CALL = 100
+COMMIT_TAG = "msgrpo.commit"
+RESUMED_TAG = "msgrpo.resumed"
 
 
 def start_run(
@@ -39,21 +44,50 @@ def start_run(
     run = mlflow.start_run(
         parent_run_id=parent_run_id, run_name=run_name, tags=dict(tags), log_system_metrics=log_system_metrics
     )
+    _log_origin_or_fail(cfg)
+    return str(run.info.run_id)
+
+
+def continue_run(cfg: DictConfig, run_id: str, *, log_system_metrics: bool = True) -> None:
+    """Open a run of an earlier process again; it is RUNNING, and `msgrpo.resumed` counts how often this was done.
+
+    The configuration stands in it already, unless that process died before it had written it.
+
+    Raises:
+        ValueError: there is no such run, or it is deleted.
+    """
+    mlflow = mlflow_module()
+    try:
+        run = mlflow.start_run(run_id=run_id, log_system_metrics=log_system_metrics)
+    except mlflow.exceptions.MlflowException as error:
+        remedy = "restore it, or start afresh with resume=null"
+        raise ValueError(f"run {run_id}: MLflow cannot continue it ({reason_of(error)}); {remedy}") from error
+    if COMMIT_TAG not in run.data.tags:
+        _log_origin_or_fail(cfg)
+    mlflow.set_tag(RESUMED_TAG, str(int(run.data.tags.get(RESUMED_TAG, "0")) + 1))
+
+
+def finish_run(status: Status) -> None:
+    """Close the active run, after what is still on its way has been written.
+
+    A store that does not answer is no error here: the run's own logger keeps its end and says so.
+    """
+    mlflow = mlflow_module()
+    if mlflow.active_run() is None:
+        return
+    try:
+        mlflow.flush_trace_async_logging()
+        mlflow.end_run(status)
+    except store_errors() as error:
+        log.debug("the run could not be closed: %s", reason_of(error))
+
+
+def _log_origin_or_fail(cfg: DictConfig) -> None:
     try:
         _log_origin(cfg)
     except BaseException:
         finish_run("FAILED")
         raise
-    return str(run.info.run_id)
-
-
-def finish_run(status: Status) -> None:
-    """Close the active run, after what is still on its way has been written."""
-    mlflow = mlflow_module()
-    if mlflow.active_run() is None:
-        return
-    mlflow.flush_trace_async_logging()
-    mlflow.end_run(status)
 
 
 def _log_origin(cfg: DictConfig) -> None:
@@ -67,12 +101,13 @@ def _log_origin(cfg: DictConfig) -> None:
         overrides = [provenance.redact_text(text) for text in HydraConfig.get().overrides.task]
         mlflow.log_text(OmegaConf.to_yaml(OmegaConf.create(overrides)), "config/overrides.yaml")
     git = provenance.git_state(project_root())
-    mlflow.set_tag("msgrpo.commit", git.commit or "none")
     mlflow.log_dict({"commit": git.commit, "branch": git.branch, "dirty": git.dirty}, "provenance/git.json")
     if git.diff:
         mlflow.log_text(git.diff, "provenance/uncommitted.diff")
     mlflow.log_dict(provenance.package_versions(), "provenance/packages.json")
     mlflow.log_dict(provenance.hardware(), "provenance/hardware.json")
+    # Last: it says that all of this is there.
+    mlflow.set_tag(COMMIT_TAG, git.commit or "none")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

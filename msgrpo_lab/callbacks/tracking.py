@@ -5,24 +5,32 @@
     ...                                    # Trainer(logger=logger)
     tracking.finish("FINISHED")            # or "FAILED", "KILLED", in every case
 
+Once a run is open, a store that fails costs no metric and no run: see `outbox.Outbox`.
+
 A sweep is one parent run with a child a job; `multirun.SweepParent` makes the parent.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks import provenance
-from msgrpo_lab.callbacks.store import check_form, check_reachable, mlflow_module, prepare_store
+from msgrpo_lab.callbacks.entries import known_points, points_of
+from msgrpo_lab.callbacks.outbox import Outbox
+from msgrpo_lab.callbacks.spool import Owner, Spool
+from msgrpo_lab.callbacks.store import check_form, check_reachable, mask, mlflow_module, prepare_store
 from msgrpo_lab.callbacks.tracked_run import (
     LONGEST_PARAM,
     Status,
+    continue_run,
     finish_run,
     resolved,
     run_name_of,
@@ -33,6 +41,8 @@ from msgrpo_lab.callbacks.tracked_run import (
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
+    from msgrpo_lab.callbacks.run_logger import RunLogger
+
 __all__ = ["CSVTracking", "MLflowTracking", "Status", "Tracking", "finish_run", "prepare_store", "start_run"]
 
 PARENT_VARIABLE = "MSGRPO_PARENT_RUN_ID"
@@ -42,8 +52,11 @@ PARENT_VARIABLE = "MSGRPO_PARENT_RUN_ID"
 class Tracking(Protocol):
     """What a file of `conf/logger/` names."""
 
-    def start(self, cfg: DictConfig) -> Logger:
-        """Open a run for the resolved configuration `cfg`, and return Lightning's logger for it."""
+    def start(self, cfg: DictConfig, run_id: str | None = None) -> Logger:
+        """Open a run for the resolved configuration `cfg`, and return Lightning's logger for it.
+
+        `run_id` is the run of an earlier process, to be continued.
+        """
 
     def finish(self, status: Status) -> None:
         """Close the run."""
@@ -55,7 +68,7 @@ class Tracking(Protocol):
         """Close the parent run, as failed if a job did not finish."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class MLflowTracking:
     """Runs in MLflow.
 
@@ -72,6 +85,7 @@ class MLflowTracking:
     """Processor, memory, disk and accelerator load are logged while the run lasts."""
     system_metrics_interval: float = 10.0
     """Seconds between two such measurements."""
+    _logger: RunLogger | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuses values that no run could be opened with."""
@@ -90,37 +104,60 @@ class MLflowTracking:
         """
         check_reachable(self.tracking_uri)
 
-    def start(self, cfg: DictConfig) -> Logger:
+    def start(self, cfg: DictConfig, run_id: str | None = None) -> Logger:
         """Open a run, a child of the sweep's parent if there is one, and log where it comes from.
 
-        Only the first process of several opens a run. `cfg` may hold interpolations; they are resolved.
+        Only the first process of several opens a run. `cfg` may hold interpolations; they are resolved. A run that is
+        continued keeps its name, tags and parent, and no metric is written at a step where it has one.
 
         Raises:
-            ValueError: the store cannot be used.
+            ValueError: the store cannot be used, or the run cannot be continued.
         """
         from lightning.pytorch.utilities import rank_zero_only
 
+        from msgrpo_lab.callbacks.run_logger import RunLogger
+
         if getattr(rank_zero_only, "rank", 0) != 0:
-            return _run_logger(self.tracking_uri, self.experiment, None)
+            return RunLogger(experiment=self.experiment, tracking_uri=self.tracking_uri, outbox=None)
         mlflow = mlflow_module()
         experiment_id = prepare_store(self.tracking_uri, self.experiment)
         mlflow.set_tracking_uri(self.tracking_uri)
         mlflow.set_experiment(experiment_id=experiment_id)
         if self.log_system_metrics:
             mlflow.set_system_metrics_sampling_interval(self.system_metrics_interval)
-        tags = tags_of(cfg)
-        run_id = start_run(
-            cfg,
-            parent_run_id=os.environ.get(PARENT_VARIABLE) or None,
-            run_name=self.run_name or run_name_of(tags),
-            tags=tags,
-            log_system_metrics=self.log_system_metrics,
+        continued = run_id is not None
+        if run_id is None:
+            tags = tags_of(cfg)
+            run_id = start_run(
+                cfg,
+                parent_run_id=os.environ.get(PARENT_VARIABLE) or None,
+                run_name=self.run_name or run_name_of(tags),
+                tags=tags,
+                log_system_metrics=self.log_system_metrics,
+            )
+        else:
+            continue_run(cfg, run_id, log_system_metrics=self.log_system_metrics)
+        client = mlflow.MlflowClient(self.tracking_uri)
+        outbox = Outbox(client, run_id, Spool(run_folder(), Owner(mask(self.tracking_uri), run_id)))
+        self._logger = RunLogger(
+            experiment=self.experiment,
+            tracking_uri=self.tracking_uri,
+            outbox=outbox,
+            known=_known(outbox) if continued else None,
         )
-        return _run_logger(self.tracking_uri, self.experiment, run_id)
+        return self._logger
 
     def finish(self, status: Status) -> None:
-        """Close the run that `start` opened; without one, nothing happens."""
+        """Close the run that `start` opened; without one, nothing happens.
+
+        If the store does not answer, one line says where the rest lies and how to upload it.
+        """
+        logger, self._logger = self._logger, None
+        if logger is not None:
+            logger.end(status)
         finish_run(status)
+        if logger is not None and logger.outbox is not None and logger.outbox.waiting:
+            print(f"msgrpo_lab: {_left_behind(logger.outbox)}", file=sys.stderr)
 
     def start_sweep(self, command: Sequence[str], swept: Sequence[str]) -> str:
         """Make the database and the parent run of a sweep.
@@ -168,11 +205,15 @@ class CSVTracking:
 
     folder: str
 
-    def start(self, cfg: DictConfig) -> Logger:
-        """A logger that writes `folder/csv/metrics.csv`; the resolved configuration is written to `folder`."""
+    def start(self, cfg: DictConfig, run_id: str | None = None) -> Logger:  # noqa: ARG002  a file knows no runs
+        """A logger that writes `folder/csv/metrics.csv`; the resolved configuration is written to `folder`.
+
+        A run that is continued there writes `folder/csv_2/metrics.csv` and so on: Lightning would empty the first.
+        """
         from lightning.pytorch.loggers import CSVLogger
 
-        logger = CSVLogger(save_dir=self.folder, name="", version="csv")
+        earlier = len(list(Path(self.folder).glob("csv*/metrics.csv")))
+        logger = CSVLogger(save_dir=self.folder, name="", version=f"csv_{earlier + 1}" if earlier else "csv")
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         text = OmegaConf.to_yaml(OmegaConf.create(resolved(cfg)))
         (Path(self.folder) / "resolved.yaml").write_text(text, encoding="utf-8")
@@ -188,13 +229,25 @@ class CSVTracking:
         """There are no parent runs."""
 
 
-def _run_logger(tracking_uri: str, experiment: str, run_id: str | None) -> Logger:
-    from lightning.pytorch.loggers import MLFlowLogger
+def run_folder() -> Path:
+    """The folder of the Hydra job that runs, else the working directory."""
+    return Path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else Path.cwd()
 
-    class RunLogger(MLFlowLogger):
-        """Lightning's logger on a run that this project opened, and therefore closes itself."""
 
-        def finalize(self, status: str = "success") -> None:
-            """Leave the run open: evaluation and artifacts may follow, and `Tracking.finish` closes it."""
+def _known(outbox: Outbox) -> dict[str, set[int]]:
+    """The steps that a continued run has of each metric, in the store or still waiting."""
+    outbox.flush()
+    known = known_points(outbox.client, outbox.run_id)
+    for point in points_of(outbox.entries()):
+        known.setdefault(point.key, set()).add(point.step)
+    return known
 
-    return RunLogger(experiment_name=experiment, tracking_uri=tracking_uri, run_id=run_id)
+
+def _left_behind(outbox: Outbox) -> str:
+    """What a user is told at the end of a run whose store did not answer."""
+    folder = outbox.spool.path.parent
+    place = f"{mask(outbox.spool.owner.tracking_uri)} does not answer ({outbox.trouble})"
+    if outbox.unwritten:
+        return f"{place}, and {len(outbox.unwritten)} entries could not be written to {folder} either: they are lost"
+    remedy = f"upload it with python -m msgrpo_lab.upload {folder}"
+    return f"{place}: what was logged since lies in {outbox.spool.path}; {remedy}"

@@ -1,0 +1,71 @@
+"""Uploads what runs could not write to a tracking store that failed: `python -m msgrpo_lab.upload <run folder>…`.
+
+A folder may be a run's, a sweep's or any above them: every spool below it is uploaded and removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from msgrpo_lab.callbacks.entries import Metrics, joined, known_points, points_of, without_known
+from msgrpo_lab.callbacks.spool import SPOOLS, read_spool
+from msgrpo_lab.callbacks.store import HIDDEN_PASSWORD, check_reachable, mlflow_module, reason_of, store_errors
+
+
+def upload(spool: Path, tracking_uri: str | None = None) -> int:
+    """Writes a spool's entries to its run and removes the file; points that the run has already are left out.
+
+    Args:
+        spool: the file.
+        tracking_uri: of the store, where it is not the one that the spool names.
+
+    Returns:
+        Metric points written.
+
+    Raises:
+        ValueError: the spool cannot be read, or the store does not take it; the file is as it was.
+    """
+    owner, entries = read_spool(spool)
+    uri = tracking_uri or owner.tracking_uri
+    if HIDDEN_PASSWORD in uri:
+        raise ValueError(f"{spool}: the password of {uri} is not kept in files; give --tracking-uri")
+    check_reachable(uri)
+    client, written = mlflow_module().MlflowClient(uri), 0
+    try:
+        known = known_points(client, owner.run_id)
+        for entry in joined(entries):
+            rest = without_known(entry, known) if isinstance(entry, Metrics) else entry
+            rest.deliver(client, owner.run_id)
+            written += len(points_of([rest]))
+    except store_errors() as error:
+        raise ValueError(f"{spool}: {uri} does not take it ({reason_of(error)}); try again later") from error
+    spool.unlink()
+    return written
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: one line a spool; exit code 1 if one could not be uploaded, 2 if there is none."""
+    parser = argparse.ArgumentParser(prog="python -m msgrpo_lab.upload", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="of a run or a sweep")
+    parser.add_argument("--tracking-uri", help="of the store, where it has moved or needs a password")
+    options = parser.parse_args(arguments)
+    for folder in options.folders:
+        if not folder.exists():
+            parser.exit(2, f"msgrpo_lab: {folder}: there is no such folder; give a run's or a sweep's\n")
+    spools = sorted({spool for folder in options.folders for spool in folder.rglob(SPOOLS)})
+    failed = False
+    for spool in spools:
+        try:
+            print(f"{spool}: {upload(spool, options.tracking_uri)} metric points written")
+        except ValueError as error:
+            failed = True
+            print(f"msgrpo_lab: {error}", file=sys.stderr)
+    if not spools:
+        print("nothing waits to be uploaded")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
