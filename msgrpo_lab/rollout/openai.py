@@ -87,7 +87,7 @@ class OpenAIEngine:
             longest_wait_s=longest_wait_s,
         )
         if taken := OWN_FIELDS & set(extra_body or {}):
-            raise ValueError(f"engine.extra_body={sorted(taken)}: set by the lab itself; use its own keys for these")
+            raise ValueError(f"extra_body={sorted(taken)}: set by the lab itself; use its own keys for these")
         self.model = model
         self._writer = RequestWriter(
             server=server, constrain_by=constrain_by, logprobs=logprobs is not None, extra_body=extra_body or {}
@@ -113,7 +113,7 @@ class OpenAIEngine:
     def check_rule(self, sampling: Sampling, opening: str = "") -> None:
         """Raises `ValueError` if this server cannot do what a decoding rule or a prompt's opening asks for."""
         if self.model is None:
-            raise ValueError("engine.model=null: a server is asked for a model by name; give engine.model=…")
+            raise ValueError("model=null: a server is asked for a model by name; give model=…")
         self._writer.body(self.model, Chat((), opening), sampling, None)
 
     def sync(self, policy: LanguagePolicy | None = None, version: int = 0) -> None:  # noqa: ARG002
@@ -163,14 +163,14 @@ class OpenAIEngine:
 
     def _body(self, prompt: Int[np.ndarray, " P"], sampling: Sampling, seed: int | None) -> dict[str, Any]:
         if self.model is None:
-            raise ValueError("engine.model=null: a server is asked for a model by name; give engine.model=…")
+            raise ValueError("model=null: a server is asked for a model by name; give model=…")
         return self._writer.body(self.model, read_chat(prompt), sampling, seed)
 
     def _completion(self, prompt: Int[np.ndarray, " P"], answer: Answer, sampling: Sampling) -> Completion:
         text, cut = _cut_after_stop(answer.text, sampling.stop)
         if sampling.choices is not None and text not in legal_words(sampling):
             raise RemoteModelError(
-                f"engine.constrain_by={self._writer.constrain_by}: the server answered {excerpt(text)!r}, which is no "
+                f"constrain_by={self._writer.constrain_by}: the server answered {excerpt(text)!r}, which is no "
                 "legal word; it does not know this option, so try another, or rollout.sampling.constrain=false"
             )
         logprobs = self._logprobs(answer, sampling)
@@ -225,19 +225,19 @@ def _check_options(**chosen: str | None) -> None:
     for key, value in chosen.items():
         if value not in OPTIONS[key]:
             listed = ", ".join(option or "null" for option in OPTIONS[key])
-            raise ValueError(f"engine.{key}={value}: must be one of: {listed}")
+            raise ValueError(f"{key}={value}: must be one of: {listed}")
 
 
 def _check_at_least(least: int, **numbers: int) -> None:
     for key, value in numbers.items():
         if value < least:
-            raise ValueError(f"engine.{key}={value}: must be at least {least}")
+            raise ValueError(f"{key}={value}: must be at least {least}")
 
 
 def _check_seconds(**seconds: float) -> None:
     for key, value in seconds.items():
         if not 0 < value < float("inf"):
-            raise ValueError(f"engine.{key}={value}: must be a number of seconds above 0")
+            raise ValueError(f"{key}={value}: must be a number of seconds above 0")
 
 
 def _cut_after_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

@@ -31,7 +31,7 @@ OWN_FIELDS = frozenset(
     {"model", "messages", "temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens", "stop", "seed"}
     | {"n", "stream", "logprobs"}
 )
-"""Fields that say what is asked; `engine.extra_body` may not change them."""
+"""Fields that say what is asked; `extra_body` may not change them."""
 
 
 def _no_top_k(top_k: int | None) -> Fields:
@@ -81,7 +81,8 @@ DIALECTS: Mapping[Server, Dialect] = {
         top_k=_neutral(top_k=0, min_p=0.0, typical_p=1.0, repeat_penalty=1.0),
         continuing={},  # it always goes on from an assistant's message, unless started with --no-prefill-assistant
     ),
-    "transformers": Dialect(top_k=_transformers_rule, keep_stop={}),
+    # It keeps stop texts, but answers 500 where it cannot spell one in the model's tokens.
+    "transformers": Dialect(top_k=_transformers_rule),
     "openai": Dialect(top_k=_no_top_k, max_tokens="max_completion_tokens"),
 }
 
@@ -118,13 +119,13 @@ class RequestWriter:
         try:
             body |= dialect.top_k(None if sampling.greedy else sampling.top_k)
         except ValueError as error:
-            raise ValueError(f"engine.server={self.server}: {error}") from error
+            raise ValueError(f"server={self.server}: {error}") from error
         if sampling.stop and dialect.keep_stop is not None:
             body |= {"stop": list(sampling.stop), **dialect.keep_stop}
         if chat.opening:
             if dialect.continuing is None:
                 raise ValueError(
-                    f"prompt.opening={chat.opening!r}: engine.server={self.server} cannot go on from an opened "
+                    f"prompt.opening={chat.opening!r}: server={self.server} cannot go on from an opened "
                     f"answer; use prompt.opening='' or one of: {', '.join(_continuing())}"
                 )
             messages.append({"role": "assistant", "content": chat.opening})
@@ -141,7 +142,7 @@ class RequestWriter:
         if self.constrain_by is None:
             raise ValueError(
                 "rollout.sampling.constrain=true: only the server could keep a remote model to the legal words; set "
-                f"rollout.sampling.constrain=false, or name its way with engine.constrain_by: {', '.join(CONSTRAINTS)}"
+                f"rollout.sampling.constrain=false, or name its way with constrain_by: {', '.join(CONSTRAINTS)}"
             )
         return CONSTRAINTS[self.constrain_by](words)
 

@@ -66,16 +66,16 @@ def as_fault(error: Exception, server: str, key_hint: str, without_key: Callable
     import openai
 
     if isinstance(error, TimeoutError | openai.APITimeoutError):
-        return Fault("no answer in time", True, "see whether the server hangs, or raise engine.request_timeout_s")
+        return Fault("no answer in time", True, "see whether the server hangs, or raise request_timeout_s")
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__
         reason = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
         return Fault(
-            f"connection failed ({excerpt(without_key(reason))})", True, "start the server, or correct engine.base_url"
+            f"connection failed ({excerpt(without_key(reason))})", True, "start the server, or correct base_url"
         )
     if isinstance(error, MalformedAnswerError):
         kind = f"malformed answer ({excerpt(without_key(str(error)))})"
-        return Fault(kind, True, "see whether engine.base_url is an OpenAI-compatible API")
+        return Fault(kind, True, "see whether base_url is an OpenAI-compatible API")
     if isinstance(error, openai.APIStatusError):
         return _status_fault(error, server, key_hint, without_key)
     raise error
@@ -87,13 +87,13 @@ def _status_fault(error: Any, server: str, key_hint: str, without_key: Callable[
     if status in (401, 403):
         return Fault(kind, False, key_hint)
     if status == 404:
-        return Fault(kind, False, "correct engine.model, or engine.base_url, which usually ends in /v1")
+        return Fault(kind, False, "correct model, or base_url, which usually ends in /v1")
     if QUOTA in (error.code, error.type):
         return Fault(kind, False, "the account behind the key has no quota left")
     if status in PASSING_STATUSES or status >= 500:
-        remedy = "lower engine.concurrency" if status == 429 else "see the server's log"
+        remedy = "lower concurrency" if status == 429 else "see the server's log"
         return Fault(kind, True, remedy, retry_after_s(error.response.headers, time.time()))
-    return Fault(kind, False, f"see whether the server is of the kind engine.server={server}, or correct what it names")
+    return Fault(kind, False, f"see whether the server is of the kind server={server}, or correct what it names")
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:

@@ -121,9 +121,9 @@ class ChatTransport:
         if not fault.passing:
             return ""
         if attempt > self.backoff.retries:
-            return f", {attempt} times (engine.retries={self.backoff.retries})"
+            return f", {attempt} times (retries={self.backoff.retries})"
         if too_late:
-            return f", and the next try would be past engine.total_timeout_s={self.total_timeout_s:g}"
+            return f", and the next try would be past total_timeout_s={self.total_timeout_s:g}"
         return None
 
     async def _attempt(self, client: Any, body: Mapping[str, Any]) -> Answer:
@@ -144,17 +144,17 @@ class ChatTransport:
 
     def _key_hint(self) -> str:
         if self.api_key_env is None:
-            return "name the environment variable that holds a key with engine.api_key_env"
+            return "name the environment variable that holds a key with api_key_env"
         if self._key() is None:
-            return f"set the environment variable {self.api_key_env} (engine.api_key_env), which is not set"
-        return f"the key in the environment variable {self.api_key_env} (engine.api_key_env) is not accepted"
+            return f"set the environment variable {self.api_key_env} (api_key_env), which is not set"
+        return f"the key in the environment variable {self.api_key_env} (api_key_env) is not accepted"
 
     def _without_key(self, text: str) -> str:
         key = self._key()
         return text.replace(key, "[key]") if key is not None else text
 
     def _error(self, body: Mapping[str, Any], problem: str) -> RemoteModelError:
-        where = f"engine.base_url={self.base_url} engine.model={body['model']}"
+        where = f"base_url={self.base_url} model={body['model']}"
         return RemoteModelError(one_line(f"{where}: {problem}"))
 
     def _tell(self, kind: str, wait: float) -> None:
@@ -173,18 +173,18 @@ def _first(errors: BaseExceptionGroup[RemoteModelError]) -> RemoteModelError:
 
 def check_address(base_url: str, api_key_env: str | None) -> None:
     """Raises `ValueError` unless `base_url` is a plain http(s) address that a key may be sent to."""
-    problem = f"engine.base_url={base_url}: "
+    problem = f"base_url={base_url}: "
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{problem}must be an http or https address, such as http://127.0.0.1:8000/v1")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValueError(
-            f"engine.base_url={parts.scheme}://{parts.hostname}/…: must hold no user, password, query or fragment, "
-            "because addresses are stored with a run; name an environment variable with engine.api_key_env"
+            f"base_url={parts.scheme}://{parts.hostname}/…: must hold no user, password, query or fragment, "
+            "because addresses are stored with a run; name an environment variable with api_key_env"
         )
     has_key = api_key_env is not None and bool(os.environ.get(api_key_env))
     if has_key and parts.scheme == "http" and parts.hostname not in LOOPBACK:
         raise ValueError(
             f"{problem}the key in {api_key_env} would travel in the clear; use https, a tunnel to 127.0.0.1, or send "
-            "no key with engine.api_key_env=null"
+            "no key with api_key_env=null"
         )

@@ -60,18 +60,18 @@ def test_retries_are_bounded(fault: str) -> None:
         assert len(server.seen) == 4
     line = str(caught.value)
     assert "\n" not in line
-    assert line.startswith(f"engine.base_url={server.base_url} engine.model=fake: ")
-    assert "4 times (engine.retries=3)" in line
+    assert line.startswith(f"base_url={server.base_url} model=fake: ")
+    assert "4 times (retries=3)" in line
 
 
 @pytest.mark.parametrize(
     ("fault", "what", "remedy"),
     [
-        ("400", "HTTP 400 (unknown field min_p)", "engine.server=vllm"),
-        ("401", "HTTP 401 (who are you)", "engine.api_key_env"),
-        ("403", "HTTP 403", "engine.api_key_env"),
-        ("404", "HTTP 404 (no such model)", "correct engine.model"),
-        ("422", "HTTP 422 (Unexpected fields)", "engine.server=vllm"),
+        ("400", "HTTP 400 (unknown field min_p)", "server=vllm"),
+        ("401", "HTTP 401 (who are you)", "api_key_env"),
+        ("403", "HTTP 403", "api_key_env"),
+        ("404", "HTTP 404 (no such model)", "correct model"),
+        ("422", "HTTP 422 (Unexpected fields)", "server=vllm"),
         ("429 no quota", "HTTP 429 (pay)", "no quota"),
     ],
 )
@@ -105,7 +105,7 @@ def test_without_retry_after_the_wait_is_the_back_off() -> None:
 def test_a_wait_past_the_total_time_is_not_begun() -> None:
     with ChatServer(["429 retry-after 3600"]) as server:
         started = time.monotonic()
-        with pytest.raises(RemoteModelError, match=r"HTTP 429 .*engine\.total_timeout_s=60"):
+        with pytest.raises(RemoteModelError, match=r"HTTP 429 .*total_timeout_s=60"):
             ask(server.engine(total_timeout_s=60.0))
         assert time.monotonic() - started < 5
 
@@ -113,7 +113,7 @@ def test_a_wait_past_the_total_time_is_not_begun() -> None:
 def test_the_total_time_bounds_a_hanging_server() -> None:
     with ChatServer(always="hang") as server:
         started = time.monotonic()
-        with pytest.raises(RemoteModelError, match=r"no answer in time.*engine\.total_timeout_s=0\.7"):
+        with pytest.raises(RemoteModelError, match=r"no answer in time.*total_timeout_s=0\.7"):
             ask(server.engine(request_timeout_s=0.3, total_timeout_s=0.7, retries=100))
         assert 0.6 <= time.monotonic() - started < 3
         assert len(server.seen) == 3
@@ -244,7 +244,7 @@ def test_an_unset_key_is_named_where_one_is_wanted(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_key_does_not_travel_in_the_clear(planted: str) -> None:
-    with pytest.raises(ValueError, match=r"engine\.base_url=http://models\.example/v1: the key .* in the clear"):
+    with pytest.raises(ValueError, match=r"base_url=http://models\.example/v1: the key .* in the clear"):
         OpenAIEngine(base_url="http://models.example/v1", model="m", api_key_env=planted)
     OpenAIEngine(base_url="https://models.example/v1", model="m", api_key_env=planted)
     OpenAIEngine(base_url="http://models.example/v1", model="m", api_key_env=None)
@@ -254,14 +254,14 @@ def test_a_key_does_not_travel_in_the_clear(planted: str) -> None:
     "address", ["http://user:hunter2@h/v1", "https://h/v1?api_key=hunter2", "https://h/v1#hunter2"]
 )
 def test_an_address_may_hold_no_secret_and_is_not_repeated(address: str) -> None:
-    with pytest.raises(ValueError, match=r"engine\.base_url=https?://h/…: must hold no user") as caught:
+    with pytest.raises(ValueError, match=r"base_url=https?://h/…: must hold no user") as caught:
         OpenAIEngine(base_url=address, model="m")
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:8000", "ftp://h/v1", "http://"])
 def test_an_address_must_be_one(address: str) -> None:
-    with pytest.raises(ValueError, match=r"engine\.base_url=.*must be an http or https address"):
+    with pytest.raises(ValueError, match=r"base_url=.*must be an http or https address"):
         OpenAIEngine(base_url=address, model="m")
 
 
