@@ -21,6 +21,7 @@ DATABASES = ("postgresql", "mysql", "mssql")
 LOCK_TIMEOUT_S = 300.0
 """Seconds to wait for another process to make the database; a first migration takes a few."""
 CONNECT_TIMEOUT_S = 5.0
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 HTTP_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -41,7 +42,7 @@ def mlflow_module() -> ModuleType:
 
     What goes wrong in its database is raised as well, and told by this project in one line.
     """
-    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", **HTTP_DEFAULTS}.items():
+    for name, value in {**QUIET, **HTTP_DEFAULTS}.items():
         os.environ.setdefault(name, value)
     import mlflow
 

@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks import provenance
+from msgrpo_lab.callbacks.card import keep_card
 from msgrpo_lab.callbacks.entries import known_points, points_of
 from msgrpo_lab.callbacks.outbox import Outbox
 from msgrpo_lab.callbacks.spool import Owner, Spool
@@ -181,7 +182,7 @@ class MLflowTracking:
     def finish_sweep(self, parent_run_id: str, status: Status) -> None:
         """Close the parent run: FINISHED only if every child is, KILLED if interrupted children are all that is amiss.
 
-        A child still open has lost its process: KILLED.
+        A child still open has lost its process: KILLED. The sweep's card is written last.
         """
         client = mlflow_module().MlflowClient(self.tracking_uri)
         experiment_id = client.get_run(parent_run_id).info.experiment_id
@@ -197,6 +198,7 @@ class MLflowTracking:
         elif status == "FAILED" and ends == {"KILLED"}:
             status = "KILLED"  # nothing went wrong: the sweep was interrupted
         client.set_terminated(parent_run_id, status)
+        keep_card(self.tracking_uri, parent_run_id)
 
 
 @dataclass(frozen=True, kw_only=True)
