@@ -20,14 +20,18 @@ from msgrpo_lab.config.command_line import EXIT_CODE
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
-LIGHT_GROUPS = ("prompt", "engine", "logger")
+LIGHT_GROUPS = ("prompt", "engine", "remote", "logger")
 """What is constructed while the command line is checked. Not the model's source: players need none."""
 LISTS = ("policy", "scenario", "decoding")
 """Keys whose value `a,b` is a list, where Hydra would see a sweep."""
 
 
 def as_hydra(argument: str) -> str:
-    """An argument as Hydra is to read it: `policy=a,b` is a list and no sweep, `env.<key>=…` sets a new key."""
+    """An argument as Hydra is to read it: `policy=a,b` is a list and no sweep, `env.<key>=…` sets a new key, and
+    `logger=null` leaves a group out.
+    """
+    if argument == "logger=null":
+        return "~logger"
     key, equals, text = argument.partition("=")
     if equals and key in LISTS and not text.startswith("["):
         items = [item.strip() for item in text.split(",") if item.strip()]
@@ -51,7 +55,7 @@ def run(config: DictConfig, command: str) -> None:
     from msgrpo_lab.evaluation.tracking import track
 
     tree: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    settings = read_settings(tree, str(HydraConfig.get().runtime.choices["model"]), _say)
+    settings = read_settings(tree, HydraConfig.get().runtime.choices, _say)
     found = evaluate(settings)
     command = redact_text(command)
     scores = score_rows(found)
@@ -83,6 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: mistakes on the command line are told in one line each, with exit code 2, before anything runs."""
     given = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "msgrpo_lab.evaluate", *given])
+    for argument in given:
+        if argument.startswith("env="):
+            _refuse(ConfigError([f"{argument}: no such key; name scenarios by scenario={argument[4:]}"]))
     sys.argv = [sys.argv[0], *map(as_hydra, given)]
     check_command_line(sys.argv[1:], "evaluate", light_groups=LIGHT_GROUPS)
     asked = get_args_parser().parse_args(sys.argv[1:])

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
@@ -15,7 +15,7 @@ from msgrpo_lab.config import ConfigError
 from msgrpo_lab.config.mistakes import one_line
 from msgrpo_lab.evaluation.contender import Contender, Kind, Opened, Origin
 from msgrpo_lab.evaluation.store import digest_of
-from msgrpo_lab.evaluation.weights import Weights, load_adapter, read_weights
+from msgrpo_lab.evaluation.weights import folder_digest
 
 if TYPE_CHECKING:
     from msgrpo_lab.lap.policy import LanguagePolicy
@@ -34,6 +34,23 @@ class PolicySpec:
     temperature: float
 
 
+class Trained(Protocol):
+    """What training has made of a model."""
+
+    @property
+    def digest(self) -> str:
+        """Of all of it."""
+        ...
+
+    def model_node(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The `model` node of a policy that it can be put into."""
+        ...
+
+    def put_into(self, policy: LanguagePolicy) -> None:
+        """Gives the policy what was trained. Raises `ValueError` if it is of another model; one line."""
+        ...
+
+
 class ModelShelf:
     """Holds one language policy at a time, and loads as little as possible for the next.
 
@@ -50,7 +67,7 @@ class ModelShelf:
         self._policy: LanguagePolicy | None = None
         self._prompts: dict[str, PromptBuilder] = {}
 
-    def policy(self, node: Mapping[str, Any], weights: Weights | None) -> LanguagePolicy:
+    def policy(self, node: Mapping[str, Any], weights: Trained | None) -> LanguagePolicy:
         """The policy of a `model` node, with these weights or as it is before training.
 
         Raises:
@@ -61,8 +78,8 @@ class ModelShelf:
         if key != self._key or self._policy is None:
             self._load(node, key)
         assert self._policy is not None
-        if weights is not None and weights.lora is not None:
-            load_adapter(self._policy, weights)
+        if weights is not None:
+            weights.put_into(self._policy)
         return self._policy
 
     def _load(self, node: Mapping[str, Any], key: str) -> None:
@@ -98,7 +115,7 @@ def language_contender(
     label: str,
     kind: Kind,
     spec: PolicySpec,
-    weights: Weights | None,
+    weights: Trained | None,
     origin: Origin,
     view: str | None,
     shelf: ModelShelf,
@@ -132,18 +149,13 @@ def language_contender(
         )
 
     path = spec.model.get("path")
-    base = (
-        None
-        if path is None or (weights is not None and weights.lora is None)
-        else read_weights(Path(str(path)).expanduser())
-    )
     return Contender(
         label=label,
         kind=kind,
         identity={
             "spec": asdict(spec),
             "weights": None if weights is None else weights.digest,
-            "base": None if base is None else base.digest,
+            "path": None if path is None else folder_digest(Path(str(path)).expanduser()),
         },
         open=opened,
         origin=origin,

@@ -13,17 +13,20 @@ from omegaconf import OmegaConf
 
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, one_line
+from msgrpo_lab.evaluation.checkpoints import read_checkpoint
 from msgrpo_lab.evaluation.contender import Contender, Origin
 from msgrpo_lab.evaluation.models import ModelShelf, PolicySpec, language_contender
 from msgrpo_lab.evaluation.players import PLAYERS, player_contender
+from msgrpo_lab.evaluation.remote import remote_contender
 from msgrpo_lab.evaluation.runs import RunSource, Which, origin_of
+from msgrpo_lab.evaluation.training import spec_of
 from msgrpo_lab.evaluation.weights import read_weights
 from msgrpo_lab.fidelity.choices import Found, options_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-FORMS = "base, base:<model>, run:<id>, run:<id>/best, sweep:<id>, sweep:latest, or a folder of trained weights"
+FORMS = "base, base:<model>, run:<id>[/best], sweep:<id|latest>, remote[:<model>], or a folder of trained weights"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,8 @@ class Directory:
     """Name of its model."""
     temperature: float | None
     """Of sampled decoding, if the command line gives one."""
+    remote: Mapping[str, Any]
+    """The engine of remote models."""
     shared: Mapping[str, Any]
     """Top-level keys (`seed`, `paths`) that a file of `conf/model` refers to."""
     runs: RunSource
@@ -64,6 +69,8 @@ class Directory:
             yield self._base(name, self.spec, self.model)
         elif kind == "base" and colon:
             yield self._base(name, self._other_model(rest), rest)
+        elif name == "remote" or (kind == "remote" and colon):
+            yield remote_contender(name, rest or None, self.remote, self.spec)
         elif kind == "run" and colon:
             run_id, which = _which(rest)
             yield self._of_run(self.runs.run(run_id), which)
@@ -110,17 +117,10 @@ class Directory:
                 _check_source(config["model"])
         except ValueError as error:
             raise ValueError(f"policy={label}: {error}") from error
-        spec = PolicySpec(
-            model=config["model"],
-            prompt=config["prompt"],
-            engine=self.spec.engine,
-            sampling=config["rollout"]["sampling"],
-            temperature=self.temperature or float(config["evaluation"]["temperature"]),
-        )
         return language_contender(
             label=label,
             kind="run",
-            spec=spec,
+            spec=spec_of(config, engine=self.spec.engine, temperature=self.temperature),
             weights=weights,
             origin=origin_of(run),
             view=config["env"].get("observation"),
@@ -129,6 +129,18 @@ class Directory:
 
     def _in_folder(self, name: str) -> Contender:
         folder = Path(name).expanduser()
+        checkpoint = read_checkpoint(folder)
+        if checkpoint is not None:
+            _check_source(checkpoint.config["model"])
+            return language_contender(
+                label=name,
+                kind="checkpoint",
+                spec=spec_of(checkpoint.config, engine=self.spec.engine, temperature=self.temperature),
+                weights=checkpoint,
+                origin=checkpoint.origin,
+                view=checkpoint.config["env"].get("observation"),
+                shelf=self.shelf,
+            )
         weights = read_weights(folder) if folder.is_dir() else None
         if weights is None:
             if folder.is_dir():

@@ -19,6 +19,7 @@ from msgrpo_lab.evaluation.store import CellKey, Store, code_digest, digest_of
 from msgrpo_lab.oracle.reference import Score
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.rollout.held_out import held_out_references, play_held_out, reference_ends
+from msgrpo_lab.rollout.openai_faults import RemoteModelError
 
 LIBRARIES = ("torch", "transformers", "numpy", "gymnasium")
 """Another version of one of these may give other numbers."""
@@ -72,7 +73,7 @@ def evaluate(settings: Settings) -> Evaluation:
     try:
         references, ends = _references(settings, store)
         played = _played(cells, store, settings)
-    except ValueError as error:
+    except (ValueError, RemoteModelError) as error:
         raise ConfigError([str(error)]) from error
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from msgrpo_lab.callbacks.store import check_reachable, database_path, mlflow_module
-from msgrpo_lab.config.tree import components
+from msgrpo_lab.callbacks.store import check_reachable, database_path, mask, mlflow_module
 from msgrpo_lab.evaluation.contender import Origin
+from msgrpo_lab.evaluation.training import check_training_config
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Which = Literal["last", "best"]
 CONFIG = "config/resolved.yaml"
 PARENT = "tags.`mlflow.parentRunId`"
-PACKAGE = "msgrpo_lab."
 LATEST = "latest"
 
 
@@ -60,7 +59,9 @@ class RunSource:
         try:
             return client.get_run(run_id)
         except mlflow_module().exceptions.MlflowException as error:
-            raise ValueError(f"there is no such run in {self.tracking_uri}; give source.tracking_uri=…") from error
+            raise ValueError(
+                f"there is no such run in {mask(self.tracking_uri)}; give source.tracking_uri=…"
+            ) from error
 
     def sweep(self, name: str) -> tuple[list[Run], int]:
         """The finished runs of a sweep, by parent id or `latest` (the newest finished one), oldest first, and how many
@@ -87,7 +88,7 @@ class RunSource:
         )
         finished = [run for run in found if run.info.status == "FINISHED"]
         if not finished:
-            problem = f"experiment {self.experiment} has no finished sweep in {self.tracking_uri}"
+            problem = f"experiment {self.experiment} has no finished sweep in {mask(self.tracking_uri)}"
             raise ValueError(f"{problem}; give sweep:<id of its parent run>, or source.experiment=…")
         return finished[-1]
 
@@ -110,18 +111,7 @@ class RunSource:
             tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         except (OmegaConfBaseException, YAMLError, OSError) as error:
             raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); train the run again") from error
-        if not isinstance(tree, dict) or not {"env", "model", "prompt", "rollout", "evaluation"} <= tree.keys():
-            raise ValueError(f"{path} is no configuration of a training run; give the id of one")
-        config = {str(key): value for key, value in tree.items()}
-        # A tracking store may be another's: what it names is called, so it may name nothing but the lab's own.
-        for group in ("model", "prompt"):
-            for key, node in components(config[group], group):
-                if not str(node["_target_"]).startswith(PACKAGE):
-                    problem = (
-                        f"its configuration names {key}._target_={node['_target_']}, which is not of {PACKAGE[:-1]}"
-                    )
-                    raise ValueError(f"{problem}; evaluate its adapter folder, with model=… and prompt=… of your own")
-        return config
+        return check_training_config(tree, str(path))
 
     def _artifact(self, run: Run, path: str, why: str) -> Path:
         try:

@@ -46,6 +46,7 @@ OTHERS = (
     "model",
     "prompt",
     "engine",
+    "remote",
     "logger",
 )
 
@@ -69,12 +70,12 @@ class Settings:
     """Takes remarks and progress, for people."""
 
 
-def read_settings(tree: Mapping[str, Any], model: str, say: Callable[[str], None]) -> Settings:
+def read_settings(tree: Mapping[str, Any], choices: Mapping[str, str], say: Callable[[str], None]) -> Settings:
     """Checks a composed configuration, and finds every policy and scenario that it names; loads no model.
 
     Args:
         tree: resolved plain values.
-        model: name of the chosen model.
+        choices: the option chosen of each group.
         say: takes remarks and progress.
 
     Raises:
@@ -83,12 +84,14 @@ def read_settings(tree: Mapping[str, Any], model: str, say: Callable[[str], None
     found = Found()
     found.add(_mistakes(tree))
     found.stop()
-    logger = None if tree["logger"] is None else instantiate(tree["logger"])
+    logger = None if tree.get("logger") is None else instantiate(tree["logger"])
     if logger is not None and not isinstance(logger, MLflowTracking):
-        found.add([Mistake("logger", type(logger).__name__, "no such option", "give mlflow, or null to track nothing")])
+        found.add(
+            [Mistake("logger", choices["logger"], "keeps no evaluations", "give mlflow, or null to track nothing")]
+        )
     changes = {str(key): value for key, value in tree["env"].items()}
     scenarios = scenarios_of(_names(tree["scenario"]), changes, found)
-    contenders = _directory(tree, model, logger, say).contenders(_names(tree["policy"]), found)
+    contenders = _directory(tree, str(choices["model"]), logger, say).contenders(_names(tree["policy"]), found)
     labels = [one.label for one in contenders]
     if tree["against"] not in (None, FIRST, ALL, *labels) and not found.lines:
         remedy = f"give {FIRST}, {ALL}, null or one of: {', '.join(closest_first(tree['against'], labels))}"
@@ -121,6 +124,7 @@ def _directory(tree: Mapping[str, Any], model: str, logger: Any, say: Callable[[
         ),
         model=model,
         temperature=tree["temperature"],
+        remote=tree["remote"],
         shared={key: tree[key] for key in ("seed", "paths")},
         runs=RunSource(
             tracking_uri=source["tracking_uri"] or getattr(logger, "tracking_uri", default),

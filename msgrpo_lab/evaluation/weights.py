@@ -35,6 +35,15 @@ class Weights:
             return {**node, "path": str(self.folder), "lora_rank": None}
         return {**node, **self.lora, "seed": 0}  # what the adapter begins as is overwritten
 
+    def put_into(self, policy: LanguagePolicy) -> None:
+        """Gives the policy the adapter; where all weights were trained, it was read from them.
+
+        Raises:
+            ValueError: the file cannot be read, or is of another model; one line without the key.
+        """
+        if self.lora is not None:
+            _load_adapter(policy, self.folder / LORA_WEIGHTS)
+
     def check_base(self, node: Mapping[str, Any]) -> None:
         """Refuses a base model that is, by its name, another one than the adapter's.
 
@@ -69,15 +78,16 @@ def read_weights(folder: Path) -> Weights | None:
         if not (folder / LORA_WEIGHTS).is_file():
             raise ValueError(f"{folder} has no {LORA_WEIGHTS}; give a whole adapter folder")
         base = str(config.get("base_model_name_or_path") or "")
-        return Weights(folder=folder, digest=_digest(folder), lora=lora, base=base)
+        return Weights(folder=folder, digest=folder_digest(folder), lora=lora, base=base)
     if (folder / MODEL_CONFIG).is_file():
         if not any(folder.glob("*.safetensors")):
             raise ValueError(f"{folder} has no *.safetensors; give a whole folder written by save_pretrained")
-        return Weights(folder=folder, digest=_digest(folder), lora=None)
+        return Weights(folder=folder, digest=folder_digest(folder), lora=None)
     return None
 
 
-def _digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
+    """SHA-256 of a folder's configuration, tokenizer and weights."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.safetensors")]):
         with path.open("rb") as stream:
@@ -95,16 +105,11 @@ def _base_name(node: Mapping[str, Any]) -> str:
     return f"{source['distribution']}-{str(source['sha256'])[:16]}" if "distribution" in source else ""
 
 
-def load_adapter(policy: LanguagePolicy, weights: Weights) -> None:
-    """Puts an adapter's weights into a policy that has room for them.
-
-    Raises:
-        ValueError: the file cannot be read, or is of another model; one line without the key.
-    """
+def _load_adapter(policy: LanguagePolicy, path: Path) -> None:
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = weights.folder / LORA_WEIGHTS
     try:
         saved = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -121,8 +126,6 @@ def load_adapter(policy: LanguagePolicy, weights: Weights) -> None:
     if odd:
         problem = f"{path} is an adapter of another model: {len(odd)} of its tensors do not fit, {odd[0]} the first"
         raise ValueError(f"{problem}; give model=… that it was trained on")
-    import torch
-
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(saved[name])
