@@ -63,7 +63,7 @@ def compare_returns(ours: Float[np.ndarray, " E"], theirs: Float[np.ndarray, " E
     better = (difference > 0) + 0.5 * (difference == 0)
     wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
     low, high = _t_interval(difference)
-    better_low, better_high = (min(1.0, max(0.0, end)) for end in _t_interval(better))
+    better_low, better_high = (float(np.clip(end, 0.0, 1.0)) for end in _t_interval(better))
     return Pair(
         difference=float(difference.mean()),
         difference_low=low,

@@ -59,9 +59,7 @@ class RunSource:
         try:
             return client.get_run(run_id)
         except mlflow_module().exceptions.MlflowException as error:
-            raise ValueError(
-                f"there is no such run in {mask(self.tracking_uri)}; give source.tracking_uri=…"
-            ) from error
+            raise ValueError(f"no such run in {mask(self.tracking_uri)}; give source.tracking_uri=…") from error
 
     def sweep(self, name: str) -> tuple[list[Run], int]:
         """The finished runs of a sweep, by parent id or `latest` (the newest finished one), oldest first, and how many

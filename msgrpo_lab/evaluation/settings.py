@@ -86,9 +86,7 @@ def read_settings(tree: Mapping[str, Any], choices: Mapping[str, str], say: Call
     found.stop()
     logger = None if tree.get("logger") is None else instantiate(tree["logger"])
     if logger is not None and not isinstance(logger, MLflowTracking):
-        found.add(
-            [Mistake("logger", choices["logger"], "keeps no evaluations", "give mlflow, or null to track nothing")]
-        )
+        found.add([Mistake("logger", choices["logger"], "keeps no evaluations", "give mlflow, or null for none")])
     changes = {str(key): value for key, value in tree["env"].items()}
     scenarios = scenarios_of(_names(tree["scenario"]), changes, found)
     contenders = _directory(tree, str(choices["model"]), logger, say).contenders(_names(tree["policy"]), found)
