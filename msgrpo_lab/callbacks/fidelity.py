@@ -52,7 +52,10 @@ class FidelityMeter(RolloutWatcher):
         super().__init__(key="fidelity", every=every)
         if resamples < 2:
             raise ValueError(f"callbacks.fidelity.resamples={resamples}: must be at least 2; give for example 200")
-        self.rules: dict[str, CreditAssigner] = {name: configured("credit", name) for name in rules}
+        try:
+            self.rules: dict[str, CreditAssigner] = {name: configured("credit", name) for name in rules}
+        except ValueError as error:
+            raise ValueError(f"callbacks.fidelity.rules=[{','.join(rules)}]: {error}") from error
         self.resamples = resamples
         self.parameter_space = parameter_space
 

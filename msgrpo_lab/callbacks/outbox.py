@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from msgrpo_lab.callbacks.entries import Entry, joined
 from msgrpo_lab.callbacks.spool import Spool
-from msgrpo_lab.callbacks.store import mask, reason_of, store_errors
+from msgrpo_lab.callbacks.store import reason_of, store_errors
+from msgrpo_lab.redaction import mask
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from msgrpo_lab.callbacks.store import mask
+from msgrpo_lab.redaction import redact_text
 
 GIT_TIMEOUT_S = 20
 LONGEST_DIFF = 1_000_000
 """Characters of an uncommitted diff that are kept."""
-HIDDEN = "***"
-
-_SECRET = r"(?:api[_-]?key|secret|passw(?:or)?d|credential|private[_-]?key|(?:access|auth|hf|hub|bearer)[_-]?token)"
-_SECRET_KEY = re.compile(rf"{_SECRET}|^token$", re.IGNORECASE)
-_ASSIGNMENT = re.compile(rf"((?:[\w.-]*{_SECRET}[\w.-]*|\btoken)[\"']?\s*[:=]\s*)(\S.*)", re.IGNORECASE)
 _SECRET_FILES = (".env", ".env.*", "*.env", "*.pem", "*.key", "*secret*", "*credential*", ".netrc", ".npmrc", ".pypirc")
 
 
@@ -92,19 +85,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def redact(value: Any, key: str = "") -> Any:
-    """A configuration tree with the values of secret-looking keys, and passwords in addresses, replaced by `***`."""
-    if isinstance(value, Mapping):
-        return {name: redact(child, str(name)) for name, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redact(child, key) for child in value]
-    if value is not None and _SECRET_KEY.search(key):
-        return HIDDEN
-    return mask(value) if isinstance(value, str) and "://" in value else value
-
-
-def redact_text(text: str) -> str:
-    """`text` with whatever is assigned to a secret-looking name replaced by `***`."""
-    return _ASSIGNMENT.sub(rf"\g<1>{HIDDEN}", text)

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import urlsplit
 
+from msgrpo_lab.redaction import mask
+
 log = logging.getLogger(__name__)
 
 KEY = "logger.tracking_uri"
@@ -219,9 +221,3 @@ def _journal_mode(path: Path) -> str:
         return mode if mode == "wal" else str(connection.execute("PRAGMA journal_mode=WAL").fetchone()[0])
     finally:
         connection.close()
-
-
-def mask(uri: str) -> str:
-    """`uri` without the password that may stand in it."""
-    parts = urlsplit(uri)
-    return uri.replace(f":{parts.password}@", f"{HIDDEN_PASSWORD}@") if parts.password else uri

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from msgrpo_lab.callbacks import provenance
 from msgrpo_lab.callbacks.store import mlflow_module, reason_of, store_errors
 from msgrpo_lab.config.paths import project_root
+from msgrpo_lab.redaction import redact, redact_text
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def _log_origin(cfg: DictConfig) -> None:
         mlflow.log_params(dict(params[first : first + PARAMS_A_CALL]))
     mlflow.log_text(OmegaConf.to_yaml(OmegaConf.create(config)), "config/resolved.yaml")
     if HydraConfig.initialized():
-        overrides = [provenance.redact_text(text) for text in HydraConfig.get().overrides.task]
+        overrides = [redact_text(text) for text in HydraConfig.get().overrides.task]
         mlflow.log_text(OmegaConf.to_yaml(OmegaConf.create(overrides)), "config/overrides.yaml")
     git = provenance.git_state(project_root())
     mlflow.log_dict({"commit": git.commit, "branch": git.branch, "dirty": git.dirty}, "provenance/git.json")
@@ -114,7 +115,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     """`cfg` as plain values without Hydra's own node, interpolations resolved and secrets hidden."""
     tree = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(tree, dict)
-    return {str(key): value for key, value in provenance.redact(tree).items() if key != "hydra"}
+    return {str(key): value for key, value in redact(tree).items() if key != "hydra"}
 
 
 def flatten(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

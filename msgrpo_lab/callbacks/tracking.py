@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Protocol
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from msgrpo_lab.callbacks import provenance
 from msgrpo_lab.callbacks.card import keep_card
 from msgrpo_lab.callbacks.entries import known_points, points_of
 from msgrpo_lab.callbacks.outbox import Outbox
 from msgrpo_lab.callbacks.spool import Owner, Spool
-from msgrpo_lab.callbacks.store import check_form, check_reachable, mask, mlflow_module, prepare_store
+from msgrpo_lab.callbacks.store import check_form, check_reachable, mlflow_module, prepare_store
 from msgrpo_lab.callbacks.tracked_run import (
     LONGEST_PARAM,
     Status,
@@ -38,6 +37,7 @@ from msgrpo_lab.callbacks.tracked_run import (
     start_run,
     tags_of,
 )
+from msgrpo_lab.redaction import mask, redact_text
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -173,7 +173,7 @@ class MLflowTracking:
         client = mlflow_module().MlflowClient(self.tracking_uri)
         tags = {
             "msgrpo.kind": "sweep",
-            "msgrpo.command": provenance.redact_text(" ".join(command))[:5000],
+            "msgrpo.command": redact_text(" ".join(command))[:5000],
             "msgrpo.swept": ",".join(swept),
         }
         name = "sweep " + " × ".join(swept) if swept else "sweep"

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgrpo_lab.redaction import redact_mistake
+
 LONGEST_VALUE = 80
 """Characters of a value that are shown."""
 
 
 class ConfigError(Exception):
-    """One or more mistakes in a configuration; the message holds one line for each."""
+    """One or more mistakes in a configuration; the message holds one line for each, secrets hidden."""
 
     def __init__(self, mistakes: Sequence[str]) -> None:
-        self.mistakes = tuple(dict.fromkeys(one_line(mistake) for mistake in mistakes))
+        self.mistakes = tuple(dict.fromkeys(redact_mistake(one_line(mistake)) for mistake in mistakes))
         super().__init__("\n".join(self.mistakes))
 
 

@@ -130,7 +130,10 @@ def test_an_undefined_score_is_not_logged() -> None:
         (lambda: FidelityMeter(every=0), r"^callbacks\.fidelity\.every=0: must be at least 1, or null for never"),
         (lambda: RolloutKeeper(every=-1), r"^callbacks\.rollouts\.every=-1: must be at least 1, or null for never"),
         (lambda: FidelityMeter(resamples=1), r"^callbacks\.fidelity\.resamples=1: must be at least 2"),
-        (lambda: FidelityMeter(rules=["rlo"]), r"^credit=rlo: no such option; did you mean 'rloo'\?"),
+        (
+            lambda: FidelityMeter(rules=["rlo"]),
+            r"^callbacks\.fidelity\.rules=\[rlo\]: credit=rlo: no such option; did you mean 'rloo'\?",
+        ),
         (lambda: RolloutKeeper(folder=" "), r"^callbacks\.rollouts\.folder=: must not be empty"),
     ],
 )

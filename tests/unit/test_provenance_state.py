@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from msgrpo_lab.callbacks import provenance
-from msgrpo_lab.callbacks.provenance import HIDDEN, git_state, hardware, package_versions, redact, redact_text
+from msgrpo_lab.callbacks.provenance import git_state, hardware, package_versions
+from msgrpo_lab.redaction import HIDDEN, redact, redact_text
 
 PLANTED = "planted-value-91c3"
 
@@ -106,7 +107,9 @@ def test_secret_looking_keys_are_hidden(key: str) -> None:
     assert redact({"engine": {key: PLANTED, "model": "m"}}) == {"engine": {key: HIDDEN, "model": "m"}}
 
 
-@pytest.mark.parametrize("key", ["token_budget", "max_new_tokens", "keyboard", "num_tokens", "tokenizer", "compass"])
+@pytest.mark.parametrize(
+    "key", ["token_budget", "max_new_tokens", "keyboard", "num_tokens", "tokenizer", "compass", "api_key_env"]
+)
 def test_other_keys_are_kept(key: str) -> None:
     assert redact({key: 8192}) == {key: 8192}
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from msgrpo_lab.callbacks import store
-from msgrpo_lab.callbacks.store import check_form, check_reachable, database_path, mask, prepare_store
+from msgrpo_lab.callbacks.store import check_form, check_reachable, database_path, prepare_store
+from msgrpo_lab.redaction import mask
 
 ROOT = Path(__file__).parents[2]
 
