@@ -30,18 +30,18 @@ class AdamW:
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for values out of range."""
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"optim.lr={self.lr}: must be above 0 and finite; 3e-4 is usual with an adapter")
+        if not 0 < self.lr <= 1:
+            raise ValueError(f"optim.lr={self.lr}: must be above 0 and at most 1; 3e-4 is usual with an adapter")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas={list(self.betas)}: each must lie in [0, 1); [0.9,0.95] is usual")
         if not 0 <= self.eps < math.inf:
             raise ValueError(f"optim.eps={self.eps}: must be at least 0 and finite; 1e-8 is usual")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"optim.weight_decay={self.weight_decay}: must be at least 0 and finite; 0 turns it off")
+        if not 0 <= self.weight_decay <= 1:
+            raise ValueError(f"optim.weight_decay={self.weight_decay}: must lie in [0, 1]; 0 turns it off")
         if self.warmup_updates < 0:
-            raise ValueError(f"optim.warmup_updates={self.warmup_updates}: must be at least 0")
+            raise ValueError(f"optim.warmup_updates={self.warmup_updates}: must be at least 0; 3 is usual")
         if not 0 <= self.final_fraction <= 1:
-            raise ValueError(f"optim.final_fraction={self.final_fraction}: must lie in [0, 1]")
+            raise ValueError(f"optim.final_fraction={self.final_fraction}: must lie in [0, 1]; 0.1 is usual")
 
     def factor(self, update: int, total_updates: int) -> float:
         """The rate of update number `update` (from 0) as a share of the peak."""

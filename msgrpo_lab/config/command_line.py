@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import io
-import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +27,14 @@ from yaml import YAMLError
 from msgrpo_lab.config.components import check_component
 from msgrpo_lab.config.hydra_errors import Vocabulary, explain, explain_syntax
 from msgrpo_lab.config.mistakes import ConfigError, Mistake, one_line
+from msgrpo_lab.config.overrides import check_hydra, check_overrides, why_unwritable
 from msgrpo_lab.config.paths import conf_dir
 from msgrpo_lab.config.tree import components, plain
 from msgrpo_lab.config.validation import LIGHT_GROUPS, validate
 
 VERSION_BASE = "1.3"
 EXIT_CODE = 2
+OwnCheck = Callable[[Mapping[str, Any]], Iterable[Mistake]]
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
 
 
@@ -44,6 +44,7 @@ def check_command_line(
     *,
     config_dir: Path | None = None,
     light_groups: Sequence[str] = LIGHT_GROUPS,
+    own: OwnCheck | None = None,
 ) -> None:
     """Check a command line, and return only if every job that it asks for is sound.
 
@@ -55,6 +56,7 @@ def check_command_line(
         config_name: primary configuration, without `.yaml`.
         config_dir: folder of configuration files; the project's by default.
         light_groups: components that are constructed; see `validate`.
+        own: what a command checks besides, in the resolved values of a job.
 
     Raises:
         SystemExit: with code 2, after one line on stderr for every mistake.
@@ -67,7 +69,7 @@ def check_command_line(
             raise ConfigError([f"--config-path={arguments.config_path}: is fixed; add a folder with --config-dir"])
         folder = str((config_dir or conf_dir()).resolve())
         with initialize_config_dir(config_dir=folder, version_base=VERSION_BASE, job_name="check"):
-            _check_jobs(arguments, arguments.config_name or config_name, light_groups)
+            _check_jobs(arguments, arguments.config_name or config_name, light_groups, own)
     except ConfigError as error:
         for line in error.mistakes:
             print(f"msgrpo_lab: {line}", file=sys.stderr)
@@ -93,7 +95,9 @@ def _asks_for_information(arguments: argparse.Namespace) -> bool:
     return bool(arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info is not None)
 
 
-def _check_jobs(arguments: argparse.Namespace, config_name: str, light_groups: Sequence[str]) -> None:
+def _check_jobs(
+    arguments: argparse.Namespace, config_name: str, light_groups: Sequence[str], own: OwnCheck | None
+) -> None:
     composer = _Composer(config_name, GlobalHydra.instance().config_loader())
     overrides = composer.parse([*arguments.overrides, *_added_folder(arguments.config_dir)])
     base = composer.compose([o.input_line for o in overrides if not o.is_sweep_override() and o.input_line is not None])
@@ -105,9 +109,9 @@ def _check_jobs(arguments: argparse.Namespace, config_name: str, light_groups: S
         jobs = composer.compose_all([[str(override.input_line) for override in overrides]])
     else:
         jobs = [base]
-    lines: list[str] = []
+    lines = [str(mistake) for mistake in check_hydra(base, sweeping)]
     for config in jobs:
-        lines += _mistakes(config, light_groups)
+        lines += _mistakes(config, light_groups, own)
     if not lines and arguments.cfg is None:
         lines = _make_output_folders({str(config.paths.outputs) for config in jobs if "paths" in config})
     if lines:
@@ -118,17 +122,16 @@ def _make_output_folders(folders: Collection[str]) -> list[str]:
     """Makes the folders that runs are written to; a line for each that cannot be made."""
     lines = []
     for folder in sorted(folders):
-        try:
+        reason = why_unwritable(Path(folder))
+        if reason is None:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            if not os.access(Path(folder), os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as error:
-            problem = f"this folder cannot be written ({error.strerror})"
+        else:
+            problem = f"this folder cannot be written ({reason})"
             lines.append(str(Mistake("paths.outputs", folder, problem, "give a folder you may write to")))
     return lines
 
 
-def _mistakes(config: DictConfig, light_groups: Sequence[str]) -> list[str]:
+def _mistakes(config: DictConfig, light_groups: Sequence[str], own: OwnCheck | None) -> list[str]:
     """The lines for one composed job, Hydra's callbacks included."""
     unresolvable: list[Mistake] = []
     callbacks = plain(config.hydra.callbacks, unresolvable, "hydra.callbacks") if config.hydra.callbacks else {}
@@ -142,6 +145,8 @@ def _mistakes(config: DictConfig, light_groups: Sequence[str]) -> list[str]:
         validate(config, light_groups=light_groups, choices=choices)
     except ConfigError as error:
         lines += error.mistakes
+    if own is not None:
+        lines += [str(mistake) for mistake in own(plain(config, []))]
     return lines
 
 
@@ -200,6 +205,9 @@ class _Composer:
         overrides: list[Override] = []
         lines: list[str] = []
         for argument in arguments:
+            if not argument.partition("=")[0].strip():
+                lines.append(f"{argument.strip() or repr(argument)}: the key is missing; write key=value")
+                continue
             try:
                 overrides += self._parser.parse_overrides([argument])
             except OverrideParseException as error:
@@ -226,8 +234,9 @@ class _Composer:
 
         A faulty override is explained and left out, and composing is tried again, so that every one is found.
         """
-        remaining = list(overrides)
-        lines: list[str] = []
+        useless = dict(self._useless(overrides))
+        remaining = [override for override in overrides if override not in useless]
+        lines = list(useless.values())
         while True:
             try:
                 config = compose(self._config_name, remaining, return_hydra_config=True)
@@ -241,6 +250,13 @@ class _Composer:
             if lines:
                 raise ConfigError(lines)
             return config
+
+    def _useless(self, overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Overrides that Hydra would take, and no job can use."""
+        changing = [one for one in self.parse(overrides) if one.is_add() or one.is_force_add() or one.is_delete()]
+        if changing:
+            words = self._vocabulary([])
+            yield from check_overrides(changing, {key.partition(".")[0] for key in words.keys}, words.groups)
 
     def _vocabulary(self, overrides: Sequence[str]) -> Vocabulary:
         options = dict(self._options(""))

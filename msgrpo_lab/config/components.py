@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, one_line
+from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, one_line, show
 from msgrpo_lab.config.value_types import annotations_of, describe, fits
 
 RESERVED = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
@@ -34,10 +35,10 @@ def locate(target: str) -> Callable[..., Any]:
     Raises:
         ImportError: nothing importable stands there, or it cannot be called; the message is one line.
     """
-    from hydra.utils import get_object
+    from hydra._internal.utils import _locate  # hydra.utils.get_object prints the error as well
 
     try:
-        found = get_object(target)
+        found = _locate(target)
     except Exception as error:  # importing a module runs it, and it may fail in any way
         cause = error.__cause__ or error
         raise ImportError(f"{type(cause).__name__}: {one_line(str(cause))}") from error
@@ -126,5 +127,13 @@ def _misfit(path: str, key: str, value: Any, parameters: Parameters) -> Mistake:
     default = parameters.defaults.get(key)
     if isinstance(default, (bool, int, float, str)):
         remedy += f", for example {path}.{key}={str(default).lower() if isinstance(default, bool) else default}"
-    found = "null" if value is None else type(value).__name__
-    return Mistake(f"{path}.{key}", value, f"must be {describe(annotation)}, not {found}", remedy)
+    return Mistake(f"{path}.{key}", value, f"must be {describe(annotation)}{_not_but(value, annotation)}", remedy)
+
+
+def _not_but(value: Any, annotation: Any) -> str:
+    """ ", not str" where the type is what is wrong with a value, and not the value itself."""
+    if isinstance(value, str) and "one of " in describe(annotation):
+        return ""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return f", not {show(value)}"
+    return f", not {type(value).__name__}"

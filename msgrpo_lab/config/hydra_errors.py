@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException, OverrideParseException
 from yaml import YAMLError
 
-from msgrpo_lab.config.mistakes import closest_first, did_you_mean, one_line
+from msgrpo_lab.config.mistakes import closest_first, did_you_mean, one_line, show
+from msgrpo_lab.config.schemas import expected_at
+from msgrpo_lab.config.value_types import describe
 
 _MISSING = re.compile(r"Could not (?:find|load) '([^']+)'")
 _NAMED_IN = re.compile(r"^In '([^']+)'")
@@ -127,11 +129,15 @@ def _appended(failure: _Failure) -> Explanation:
 
 
 def _misfit(failure: _Failure) -> Explanation:
-    raw = str(failure.error).removeprefix("Error merging override").strip()
-    cause = failure.error.__cause__
+    raw = one_line(str(failure.error).removeprefix("Error merging override"))
+    cause, key = failure.error.__cause__, raw.partition("=")[0]
     reason = one_line(str(cause).split("full_key")[0]) if cause else "it does not fit"
-    line = f"{one_line(raw)}: {reason}; give a value of the type that the key holds"
-    return Explanation(line, failure.typed(raw.partition("=")[0]))
+    remedy = "give a value of the type that the key holds"
+    if (expected := expected_at(key.lstrip("+"))) is not None and not is_dataclass(expected[0]):
+        reason, remedy = f"must be {describe(expected[0])}", f"give for example {key.lstrip('+')}={show(expected[1])}"
+    elif raw.startswith("~"):
+        reason, remedy = "this key cannot be left out", f"give it a value, as in {raw[1:].partition('=')[0]}=…"
+    return Explanation(f"{raw}: {reason}; {remedy}", failure.typed(key.lstrip("~")))
 
 
 def _unknown_key(failure: _Failure) -> Explanation:
@@ -156,9 +162,17 @@ def _bad_option(failure: _Failure) -> Explanation:
             known = ", ".join(failure.words.options[group])
             line = f"{override.input_line}: a group takes the name of one option; there are: {known}"
             return Explanation(line, override.input_line)
-        if not group:
-            return Explanation(f"{override.input_line}: the key is missing; write key=value", override.input_line)
     return Explanation("configuration: a group takes the name of one option; correct the defaults list")
+
+
+def _unresolved_choice(failure: _Failure) -> Explanation:
+    """A recipe's name is put together from choices, and one of them is a list or was taken out."""
+    for override in failure.overrides:
+        options = failure.words.options.get(override.key_or_group)
+        if options is not None and (override.is_delete() or isinstance(override.value(), list)):
+            line = f"{override.input_line}: one option must be chosen; there are: {', '.join(options)}"
+            return Explanation(line, override.input_line)
+    return Explanation(f"configuration: {one_line(str(failure.error))}; correct the defaults list")
 
 
 _BY_BEGINNING: Mapping[str, Callable[[_Failure], Explanation]] = {
@@ -169,5 +183,6 @@ _BY_BEGINNING: Mapping[str, Callable[[_Failure], Explanation]] = {
     "Could not append to config": _appended,
     "Config group override must be a string": _bad_option,
     "Error merging override": _misfit,
+    "Error resolving interpolation": _unresolved_choice,
 }
 """How Hydra 1.3's messages begin, and what explains them; any other message is passed on as one line."""

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass
-from typing import Annotated, Literal, get_origin, get_type_hints
+from dataclasses import dataclass, field, is_dataclass, make_dataclass
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -77,6 +77,18 @@ SECTIONS: dict[str, type] = {"rollout": RolloutConfig, "update": UpdateConfig, "
 """Top-level keys that a dataclass describes."""
 VALUES: dict[str, object] = {"seed": Annotated[int, Range(0)]}
 """Top-level keys that are one value."""
+
+
+def expected_at(key: str) -> tuple[Any, Any] | None:
+    """The annotation and the default of a dotted key of the plain sections; None for any other key."""
+    if key in VALUES:
+        return VALUES[key], 0
+    head, *rest = key.split(".")
+    schema: Any = SECTIONS.get(head)
+    for name in rest[:-1]:
+        schema = get_type_hints(schema).get(name) if is_dataclass(schema) else None
+    hints = get_type_hints(schema, include_extras=True) if is_dataclass(schema) and rest else {}
+    return (hints[rest[-1]], getattr(schema, rest[-1], None)) if rest and rest[-1] in hints else None
 
 
 def _without_literals(schema: type) -> type:

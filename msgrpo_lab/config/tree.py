@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
@@ -57,3 +57,14 @@ def components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
         yield from components(child, f"{path}.{key}" if path else str(key))
+
+
+def section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping at `key`; an empty one where there is none, which is told elsewhere."""
+    found = tree.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def whole(value: Any) -> int | None:
+    """`value` if it is a whole number (a truth value is none), else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

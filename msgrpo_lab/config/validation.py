@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from msgrpo_lab.config.components import check_component, locate
-from msgrpo_lab.config.mistakes import ConfigError, Mistake, one_line
-from msgrpo_lab.config.rules import check_across, check_sections
+from msgrpo_lab.config.components import check_component, locate, parameters_of
+from msgrpo_lab.config.mistakes import ConfigError, Mistake, one_line, show
+from msgrpo_lab.config.rules import check_across, check_secrets, check_sections
 from msgrpo_lab.config.tree import components, plain
 from msgrpo_lab.config.value_types import UNRESOLVED
 
@@ -28,6 +29,20 @@ LIGHT_GROUPS = (
 )
 """Components (or sections of them) whose constructors load nothing, so that checking may call them and pass on what
 they refuse."""
+
+SHAPES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "env": ("a text game", ("reset", "step", "render_text", "text_to_action")),
+    "model.source": ("a model source", ("load",)),
+    "engine": ("a rollout engine", ("generate", "sync", "close")),
+    "sampler": ("an episode sampler", ("__call__",)),
+    "credit": ("a credit rule", ("__call__",)),
+    "loss": ("a loss", ("__call__", "surrogate")),
+    "callbacks": ("a Lightning callback", ("on_fit_start", "on_train_end")),
+    "logger": ("a tracking component", ("start", "finish")),
+}
+"""What the components of a group are, and methods that tell one; a class without them is not even constructed."""
+
+_INTERPOLATED = re.compile(r"\$\{([\w.]+)\}")
 
 SUPPLIED: Mapping[str, frozenset[str]] = {}
 """Parameters that the program passes when it instantiates a group, by group."""
@@ -50,7 +65,8 @@ def validate(
     Raises:
         ConfigError: something is wrong; the message holds one line for every mistake.
     """
-    mistakes: list[Mistake] = []
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    mistakes = list(check_secrets(_texts(raw)))
     tree = plain(cfg, mistakes)
     lines = [str(mistake) for mistake in mistakes]
     for path, node in components(tree):
@@ -65,9 +81,36 @@ def validate(
         node = _node(tree, group)
         if flawless:
             for path, component in _components_of(group, node):
-                lines += list(_construct(path, component))
+                misshapen = [str(mistake) for mistake in _check_shape(path, group, component)]
+                lines += misshapen or list(_construct(path, component))
+    lines = _one_a_key(_without_echoes(lines, raw))
     if lines:
         raise ConfigError(lines)
+
+
+def _one_a_key(lines: Sequence[str]) -> list[str]:
+    """The last line of each key and value: rules that know more of a key are asked later."""
+    return list({line.partition(": ")[0]: line for line in lines}.values())
+
+
+def _without_echoes(lines: Sequence[str], raw: Any) -> list[str]:
+    """`lines` without those of keys that only repeat, by `${…}`, a key that is wrong itself."""
+    named = {line.partition("=")[0] for line in lines}
+    echoes = set()
+    for key, text in _texts(raw):
+        sources = _INTERPOLATED.findall(text)
+        if any(source == wrong or source.startswith(f"{wrong}.") for source in sources for wrong in named - {key}):
+            echoes.add(key)
+    return [line for line in lines if line.partition("=")[0] not in echoes]
+
+
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The texts under `value` by dotted key."""
+    if isinstance(value, str):
+        yield path, value
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from _texts(child, f"{path}.{key}" if path else str(key))
 
 
 def _check_engine(tree: Mapping[str, Any], choices: Mapping[str, str | None]) -> Iterator[Mistake]:
@@ -116,9 +159,24 @@ def _node(tree: Mapping[str, Any], group: str) -> Any:
 def _components_of(group: str, node: Any) -> Iterator[tuple[str, Any]]:
     """The component that a group is, or those that a section such as `callbacks` holds, by key."""
     if isinstance(node, Mapping) and "_target_" not in node:
-        yield from ((f"{group}.{name}", child) for name, child in node.items())
+        yield from ((f"{group}.{name}", child) for name, child in node.items() if child is not None)
     elif node is not None:
         yield group, node
+
+
+def _check_shape(path: str, group: str, node: Any) -> Iterator[Mistake]:
+    """A component that is none, or not of its group's kind."""
+    if group not in SHAPES or node is UNRESOLVED:
+        return
+    kind, methods = SHAPES[group]
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        remedy = f"give {path}._target_=…" + (", or null to leave it out" if path != group else "")
+        yield Mistake(path, node, f"must be {kind}", remedy)
+        return
+    target = _target_of({"node": node}, "node")
+    if target is not None and (lacking := [name for name in methods if not hasattr(target, name)]):
+        problem = f"is not {kind}: it has no {', '.join(lacking)}"
+        yield Mistake(f"{path}._target_", node["_target_"], problem, f"name {kind}, as the files of conf/ do")
 
 
 def _construct(group: str, node: Any) -> Iterator[str]:
@@ -132,22 +190,32 @@ def _construct(group: str, node: Any) -> Iterator[str]:
         component = instantiate(dict(node))
     except InstantiationException as error:
         cause = error.__cause__ or error
-        yield _attributed(group, str(cause) or type(cause).__name__)
+        yield _attributed(group, node, cause)
         return
     try:
         if callable(check := getattr(component, "check", None)):
             check()
     except (ValueError, OSError) as error:
-        yield _attributed(group, str(error))
+        yield _attributed(group, node, error)
     finally:
         if callable(close := getattr(component, "close", None)):
             close()
 
 
-def _attributed(group: str, message: str) -> str:
-    """`message` with its group in front, unless it names the group's key itself."""
-    text = one_line(message)
-    return text if text.startswith((f"{group}.", f"{group}=")) else f"{group}: {text}"
+def _attributed(group: str, node: Mapping[str, Any], error: BaseException) -> str:
+    """What a component refused, with its group in front unless it names the group's key itself, and a remedy."""
+    text = one_line(str(error)) or type(error).__name__
+    if not text.startswith((f"{group}.", f"{group}=")):
+        if isinstance(error, ValueError | OSError):
+            return f"{group}: {text}"
+        problem = f"cannot be made ({type(error).__name__}: {text})"
+        return str(Mistake(f"{group}._target_", node["_target_"], problem, "correct the component or its keys"))
+    if "; " in text:
+        return text
+    key = text.partition("=")[0]
+    parameters = parameters_of(locate(node["_target_"]))
+    default = parameters.defaults.get(key.removeprefix(f"{group}.")) if parameters is not None else None
+    return f"{text}; give for example {key}={show(default)}" if default is not None else text
 
 
 def _has_unresolved(value: Any) -> bool:

@@ -38,18 +38,17 @@ class Range:
     """`low` itself is not allowed."""
 
     def __contains__(self, value: float) -> bool:
-        """Whether a number is allowed; NaN is not."""
-        if math.isnan(value):
-            return False
+        """Whether a number is allowed."""
         if self.low is not None and (value <= self.low if self.above else value < self.low):
             return False
         return self.high is None or value <= self.high
 
     def __str__(self) -> str:
         """The range in words."""
+        low, high = (f"{end:g}" if isinstance(end, float) else str(end) for end in (self.low, self.high))
         if self.high is not None:
-            return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
-        return f"greater than {self.low:g}" if self.above else f"at least {self.low:g}"
+            return f"in {'(' if self.above else '['}{low}, {high}]"
+        return f"greater than {low}" if self.above else f"at least {low}"
 
 
 def is_component(value: Any) -> bool:
@@ -60,8 +59,8 @@ def is_component(value: Any) -> bool:
 def fits(value: Any, annotation: Any) -> bool:  # noqa: PLR0911 - a return for each kind of annotation
     """Whether `value`, as read from YAML, may be given where `annotation` stands. What is not understood fits.
 
-    An int is a float, a bool is no int, a list is a tuple, text is a path. A node with a `_target_` fits everywhere,
-    because only instantiating it tells what it becomes.
+    An int is a float, a bool is no int, NaN and the infinities are no numbers, a list is a tuple, text is a path. A
+    node with a `_target_` fits everywhere, because only instantiating it tells what it becomes.
     """
     origin, args = get_origin(annotation), get_args(annotation)
     if isinstance(value, _Unresolved) or annotation in (Any, object) or is_component(value):
@@ -87,8 +86,9 @@ def _fits_scalar(value: Any, annotation: type) -> bool:
     if annotation is Path:
         return isinstance(value, (str, os.PathLike))
     if annotation in (int, float):
-        accepted = (int, float) if annotation is float else (int,)
-        return isinstance(value, accepted) and not isinstance(value, bool)
+        if isinstance(value, float):
+            return annotation is float and math.isfinite(value)
+        return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, annotation)
 
 

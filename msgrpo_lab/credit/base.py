@@ -31,6 +31,9 @@ ALWAYS = frozenset({"episode_permutation", "group_relabel", "state_relabel"})
 Normalise = Literal["std", "none"]
 """Divide a deviation by the spread of what the baseline is the mean of, or leave it in the unit of the reward."""
 
+LARGEST = 1e6
+"""Weights and floors are at most this: far beyond any use, and small enough that no sum of credit overflows."""
+
 ROUNDING = 1e-12
 """A deviation from the group mean below this share of the summed |reward| is rounding, and becomes exactly 0."""
 
@@ -169,7 +172,7 @@ def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
         ValueError: one line that names the key, its value and what is allowed.
     """
     if value not in allowed:
-        raise ValueError(f"credit.{key}={value!r} is unknown: use one of {', '.join(allowed)}")
+        raise ValueError(f"credit.{key}={value!r}: is unknown; use one of {', '.join(allowed)}")
 
 
 def check_between(key: str, value: float, low: float, high: float, meaning: str) -> None:
@@ -178,9 +181,8 @@ def check_between(key: str, value: float, low: float, high: float, meaning: str)
     Raises:
         ValueError: one line that names the key, its value and the range.
     """
-    if not low <= value <= high or not np.isfinite(value):
-        bounds = f"lie in [{low:g}, {high:g}]" if np.isfinite(high) else f"be finite and at least {low:g}"
-        raise ValueError(f"credit.{key}={value} must {bounds}: {meaning}")
+    if not low <= value <= high:
+        raise ValueError(f"credit.{key}={value}: must lie in [{low:g}, {high:g}]; {meaning}")
 
 
 def check_normaliser(normalise: str, allowed: tuple[str, ...], delta: float, min_std: float) -> None:
@@ -190,6 +192,6 @@ def check_normaliser(normalise: str, allowed: tuple[str, ...], delta: float, min
         ValueError: one line that names the key, its value and what is allowed.
     """
     check_choice("normalise", normalise, allowed)
-    if not 0.0 < delta < float("inf"):
-        raise ValueError(f"credit.delta={delta} must be positive and finite: 1e-6 is the reference value")
-    check_between("min_std", min_std, 0.0, float("inf"), "0 is the paper's rule")
+    if not 0.0 < delta <= LARGEST:
+        raise ValueError(f"credit.delta={delta}: must be positive and at most {LARGEST:g}; 1e-6 is the reference value")
+    check_between("min_std", min_std, 0.0, LARGEST, "0 is the paper's rule")

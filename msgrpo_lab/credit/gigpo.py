@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from msgrpo_lab.credit.base import (
     ALWAYS,
+    LARGEST,
     Normalise,
     check_between,
     check_normaliser,
@@ -57,7 +58,7 @@ class GiGPO:
         """Raises ValueError on arguments outside their range."""
         check_normaliser(self.normalise, ("std", "none"), self.delta, self.min_std)
         check_between("gamma", self.gamma, 0.0, 1.0, "0.95 is the paper's value")
-        check_between("step_weight", self.step_weight, 0.0, float("inf"), "1 is the paper's ω")
+        check_between("step_weight", self.step_weight, 0.0, LARGEST, "1 is the paper's ω")
         check_weighting(self.baseline_weighting)
 
     @property

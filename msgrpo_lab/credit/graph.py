@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from msgrpo_lab.credit.base import ALWAYS, Normalise, check_between, check_normaliser, relative_to_group
+from msgrpo_lab.credit.base import ALWAYS, LARGEST, Normalise, check_between, check_normaliser, relative_to_group
 from msgrpo_lab.credit.episode_return import episode_advantage, turn_credit
 from msgrpo_lab.credit.turns import (
     Turns,
@@ -100,8 +100,8 @@ class Graph:
         """Raises ValueError on arguments outside their range."""
         check_normaliser(self.normalise, ("std", "none"), self.delta, self.min_std)
         check_between("gamma", self.gamma, 0.0, 1.0, "0.1 is the authors' value")
-        check_between("step_weight", self.step_weight, 0.0, float("inf"), "1 is the authors' value")
-        check_between("episode_weight", self.episode_weight, 0.0, float("inf"), "1 is the authors' value")
+        check_between("step_weight", self.step_weight, 0.0, LARGEST, "1 is the authors' value")
+        check_between("episode_weight", self.episode_weight, 0.0, LARGEST, "1 is the authors' value")
         check_weighting(self.baseline_weighting)
 
     @property

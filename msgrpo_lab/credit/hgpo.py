@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 
 from msgrpo_lab.credit.base import (
     ALWAYS,
+    LARGEST,
     Normalise,
     centre_by_group,
     check_between,
@@ -83,7 +84,7 @@ class HGPO:
         check_between("history", self.history, 0, 1000, "2 is the paper's K")
         check_between("alpha", self.alpha, 0.0, 64.0, "1 is the paper's α")
         check_between("gamma", self.gamma, 0.0, 1.0, "0.95 is the paper's value")
-        check_between("episode_weight", self.episode_weight, 0.0, float("inf"), "0 is the published method")
+        check_between("episode_weight", self.episode_weight, 0.0, LARGEST, "0 is the published method")
         check_weighting(self.baseline_weighting)
 
     @property

@@ -17,6 +17,7 @@ import numpy as np
 
 from msgrpo_lab.credit.base import (
     ALWAYS,
+    LARGEST,
     Normalise,
     Rewards,
     check_between,
@@ -57,7 +58,7 @@ class MTGRPO:
     def __post_init__(self) -> None:
         """Raises ValueError on arguments outside their range."""
         check_normaliser(self.normalise, ("std", "none"), self.delta, self.min_std)
-        check_between("turn_weight", self.turn_weight, 0.0, float("inf"), "1 is the authors' λ")
+        check_between("turn_weight", self.turn_weight, 0.0, LARGEST, "1 is the authors' λ")
         check_choice("outcome", self.outcome, ("return", "last"))
         check_choice("baseline", self.baseline, ("turn", "group"))
         check_weighting(self.baseline_weighting)

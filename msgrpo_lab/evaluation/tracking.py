@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from msgrpo_lab.callbacks import provenance
 from msgrpo_lab.callbacks.store import mlflow_module, prepare_store
 from msgrpo_lab.callbacks.tracked_run import finish_run, start_run
 from msgrpo_lab.callbacks.tracking import MLflowTracking, Status
 from msgrpo_lab.evaluation.contender import Contender
 from msgrpo_lab.evaluation.play import Evaluation, Result
+from msgrpo_lab.redaction import redact_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,7 +43,7 @@ def track(
     experiment_id = prepare_store(tracking.tracking_uri, tracking.experiment)
     mlflow.set_tracking_uri(tracking.tracking_uri)
     mlflow.set_experiment(experiment_id=experiment_id)
-    told = provenance.redact_text(command)[:LONGEST_TAG]
+    told = redact_text(command)[:LONGEST_TAG]
     parent = start_run(
         config,
         parent_run_id=None,

@@ -53,9 +53,19 @@ class PromptTemplate:
                 raise ValueError(
                     f"prompt.{key}={text!r}: no field {{{min(unknown)}}}; the fields are {', '.join(sorted(FIELDS))}"
                 )
+        if "{observation}" not in self.user:
+            raise ValueError(
+                f"prompt.user={self.user!r}: must show the state; write {{observation}} where it is to stand"
+            )
+        if "" in self.stop:
+            raise ValueError(
+                f"prompt.stop={list(self.stop)}: an empty text would end every answer at once; leave it out"
+            )
         for example in self.examples:
             if isinstance(example, str) or len(example) != 2:
-                raise ValueError(f"prompt.examples={example!r}: each example must be a pair [observation, answer]")
+                raise ValueError(
+                    f"prompt.examples={example!r}: each example must be a pair; write [observation, answer]"
+                )
 
     def messages(self, rules: str, observation: str, legal_actions: Sequence[str]) -> list[Message]:
         """The chat up to the assistant's turn."""

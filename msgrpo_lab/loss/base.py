@@ -23,6 +23,9 @@ from torch import Tensor
 from msgrpo_lab.loss.reduction import Reduction, check_shapes, exp_tangent, k3, on_mask, reduce_terms
 from msgrpo_lab.types import TrainBatch
 
+LARGEST = 1e6
+"""Coefficients are at most this: far beyond any use, and small enough that no sum of them overflows."""
+
 
 class LossStats(NamedTuple):
     """Scalars of one micro-batch. Each *adds up* over the micro-batches of a batch (`sum_stats`), none is averaged."""
@@ -149,10 +152,11 @@ class PolicyGradientLoss(ABC):
         check_not_negative(beta=self.beta, entropy=self.entropy)
         if self.reduction not in get_args(Reduction):
             raise ValueError(
-                f"loss.reduction={self.reduction!r} is unknown: use one of {', '.join(get_args(Reduction))}"
+                f"loss.reduction={self.reduction!r}: is unknown; use one of {', '.join(get_args(Reduction))}"
             )
         if self.reduction == "dr_grpo" and (self.constant is None or not 0.0 < self.constant < math.inf):
-            raise ValueError(f"loss.constant={self.constant}: loss.reduction=dr_grpo needs a positive number of tokens")
+            problem = "loss.reduction=dr_grpo needs a positive number of tokens"
+            raise ValueError(f"loss.constant={self.constant}: {problem}; give those an episode may have, such as 64")
 
     @abstractmethod
     def surrogate(self, tokens: Tokens) -> Surrogate:
@@ -207,12 +211,12 @@ class PolicyGradientLoss(ABC):
 def check_not_negative(**values: float) -> None:
     """Raises ValueError on the first coefficient that is negative or not finite, with its key."""
     for key, value in values.items():
-        if not 0.0 <= value < math.inf:
-            raise ValueError(f"loss.{key}={value} must be finite and at least 0: 0 turns it off")
+        if not 0.0 <= value <= LARGEST:
+            raise ValueError(f"loss.{key}={value}: must lie in [0, {LARGEST:g}]; 0 turns it off")
 
 
 def check_clip(eps_low: float, eps_high: float) -> None:
     """Raises ValueError on a clip range that no ratio can be held to."""
     if not 0.0 <= eps_low <= 1.0:
-        raise ValueError(f"loss.eps_low={eps_low} must lie in [0, 1]: 0.2 is usual")
+        raise ValueError(f"loss.eps_low={eps_low}: must lie in [0, 1]; 0.2 is usual")
     check_not_negative(eps_high=eps_high)

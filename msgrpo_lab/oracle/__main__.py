@@ -32,18 +32,8 @@ KEYS: Mapping[str, tuple[Any, Any]] = {
 """The command's own keys: what fits, and an example."""
 
 
-def check(settings: Mapping[str, Any]) -> None:
-    """Checks the command's own keys.
-
-    Raises:
-        ConfigError: one line for every mistake.
-    """
-    mistakes = list(_mistakes(settings))
-    if mistakes:
-        raise ConfigError([str(mistake) for mistake in mistakes])
-
-
-def _mistakes(settings: Mapping[str, Any]) -> Iterator[Mistake]:
+def check(settings: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Mistakes in the command's own keys."""
     known = {*KEYS, "env", "seed"}
     for key in settings.keys() - known:
         remedy = f"{did_you_mean(key, known)}the keys are: {', '.join(closest_first(key, known))}"
@@ -118,7 +108,6 @@ def report(found: Difficulty, env: str) -> str:
 def _job(config: DictConfig) -> None:
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     try:
-        check(settings)
         _measure(config, settings)
     except ConfigError as error:
         _refuse(error)
@@ -149,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: mistakes on the command line are told in one line each, with exit code 2, before anything runs."""
     if arguments is not None:
         sys.argv = [sys.argv[0], *arguments]
-    check_command_line(sys.argv[1:], "oracle")
+    check_command_line(sys.argv[1:], "oracle", own=check)
     given = get_args_parser().parse_args(sys.argv[1:])
     if given.multirun or any(override.startswith("hydra.mode=") for override in given.overrides):
         _refuse(ConfigError(["command line: one scenario a call; leave out -m, and call it once for each"]))

@@ -36,7 +36,7 @@ def check_num_episodes(num_episodes: int) -> None:
         ValueError: `num_episodes` is below 1.
     """
     if num_episodes < 1:
-        raise ValueError(f"sampler.num_episodes={num_episodes} must be at least 1: set how many episodes to train on")
+        raise ValueError(f"sampler.num_episodes={num_episodes}: must be at least 1; set how many episodes to train on")
 
 
 def check_pool(

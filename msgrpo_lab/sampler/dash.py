@@ -36,7 +36,7 @@ class Dash:
         """Raises ValueError on arguments outside their range."""
         check_num_episodes(self.num_episodes)
         if not 0.0 < self.threshold < float("inf"):
-            raise ValueError(f"sampler.threshold={self.threshold} must be positive and finite: 0.1 drops little")
+            raise ValueError(f"sampler.threshold={self.threshold}: must be positive and finite; 0.1 drops little")
 
     def __call__(
         self, credit: Credit, group_index: Int[np.ndarray, " E"], num_episodes: int, rng: np.random.Generator

@@ -35,7 +35,7 @@ class Dynamic:
         """Raises ValueError on arguments outside their range."""
         check_num_episodes(self.num_episodes)
         if self.max_refills < 0:
-            raise ValueError(f"sampler.max_refills={self.max_refills} must be at least 0: 0 never collects more")
+            raise ValueError(f"sampler.max_refills={self.max_refills}: must be at least 0; 0 never collects more")
 
     def __call__(
         self, credit: Credit, group_index: Int[np.ndarray, " E"], num_episodes: int, rng: np.random.Generator

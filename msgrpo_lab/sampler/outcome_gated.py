@@ -38,7 +38,7 @@ class OutcomeGated:
         """Raises ValueError on arguments outside their range."""
         check_num_episodes(self.num_episodes)
         if not 0.0 <= self.success_share <= 1.0:
-            raise ValueError(f"sampler.success_share={self.success_share} must lie in [0, 1]: 0.5 balances the two")
+            raise ValueError(f"sampler.success_share={self.success_share}: must lie in [0, 1]; 0.5 balances the two")
 
     def __call__(
         self, credit: Credit, group_index: Int[np.ndarray, " E"], num_episodes: int, rng: np.random.Generator

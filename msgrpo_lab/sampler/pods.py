@@ -85,7 +85,7 @@ class PODS:
         """Raises ValueError on arguments outside their range."""
         check_num_episodes(self.num_episodes)
         if self.scope not in get_args(Scope):
-            raise ValueError(f"sampler.scope={self.scope!r} is unknown: use one of {', '.join(get_args(Scope))}")
+            raise ValueError(f"sampler.scope={self.scope!r}: is unknown; use one of {', '.join(get_args(Scope))}")
 
     def __call__(
         self, credit: Credit, group_index: Int[np.ndarray, " E"], num_episodes: int, rng: np.random.Generator

@@ -50,7 +50,7 @@ class TopVariance:
         """Raises ValueError on arguments outside their range."""
         check_num_episodes(self.num_episodes)
         if not 0.0 < self.keep <= 1.0:
-            raise ValueError(f"sampler.keep={self.keep} must lie in (0, 1]: 0.25 keeps a quarter of the groups")
+            raise ValueError(f"sampler.keep={self.keep}: must lie in (0, 1]; 0.25 keeps a quarter of the groups")
 
     def __call__(
         self, credit: Credit, group_index: Int[np.ndarray, " E"], num_episodes: int, rng: np.random.Generator

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+LARGEST = 1e6
+"""Rewards and penalties are at most this: far beyond any use, and small enough that no sum of them overflows."""
+
 
 def whole_number(key: str, value: Any, *, low: int, high: int | None = None) -> int:
     """`value` as an int in [low, high].
@@ -23,7 +26,7 @@ def whole_number(key: str, value: Any, *, low: int, high: int | None = None) -> 
 def real_number(
     key: str, value: Any, *, low: float | None = None, high: float | None = None, remedy: str = ""
 ) -> float:
-    """`value` as a finite float in [low, high]; None leaves a side open.
+    """`value` as a float in [low, high]; None leaves a side open, up to `LARGEST`.
 
     Raises:
         ValueError: it is no finite number, or lies outside the range. `remedy` is appended to the message.
@@ -32,6 +35,8 @@ def real_number(
         raise ValueError(f"env.{key}={value!r}: must be a finite number, {_range(low, high)}{remedy}")
     if (low is not None and value < low) or (high is not None and value > high):
         raise ValueError(f"env.{key}={value!r}: must be {_range(low, high)}{remedy}")
+    if abs(value) > LARGEST:
+        raise ValueError(f"env.{key}={value!r}: must be at most {LARGEST:g} in size{remedy}")
     return float(value)
 
 

@@ -153,8 +153,8 @@ def test_the_floor_is_for_the_part_in_reward_units():
     ("arguments", "message"),
     [
         ({"gamma": 1.5}, r"credit\.gamma=1\.5.*\[0, 1\]"),
-        ({"step_weight": -1.0}, r"credit\.step_weight=-1\.0.*at least 0"),
-        ({"episode_weight": -1.0}, r"credit\.episode_weight=-1\.0.*at least 0"),
+        ({"step_weight": -1.0}, r"credit\.step_weight=-1\.0: must lie in \[0, 1e\+06\]"),
+        ({"episode_weight": -1.0}, r"credit\.episode_weight=-1\.0: must lie in \[0, 1e\+06\]"),
         ({"normalise": "batch"}, r"credit\.normalise='batch'.*std, none"),
         ({"baseline_weighting": "row"}, r"credit\.baseline_weighting='row'"),
     ],

@@ -265,7 +265,7 @@ def test_importance_weighted_mean_is_nearly_unbiased_without_replacement():
 @pytest.mark.parametrize("sampler", [Uniform, AbsAdvantage])
 @pytest.mark.parametrize("count", [0, -4])
 def test_fewer_than_one_episode_is_refused_at_construction(sampler, count):
-    with pytest.raises(ValueError, match=rf"sampler\.num_episodes={count} must be at least 1"):
+    with pytest.raises(ValueError, match=rf"sampler\.num_episodes={count}: must be at least 1"):
         sampler(num_episodes=count)
 
 

@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 HERE = __name__
 
 
+class Stub:
+    """Has the methods by which components of every group are told, and none of them does anything."""
+
+    def nothing(self) -> None: ...
+
+    reset = step = render_text = text_to_action = generate = sync = close = start = finish = __call__ = nothing
+
+
 @dataclass(frozen=True, kw_only=True)
-class Game:
+class Game(Stub):
     """A light component."""
 
     horizon: int = 8
@@ -35,7 +43,7 @@ class Game:
             raise ValueError(f"env.horizon={self.horizon}: must be at least 1;\n  give for example 8")
 
 
-class Sampler:
+class Sampler(Stub):
     """Needs a number, and keeps a name that only type checkers know."""
 
     def __init__(self, num_episodes: int, replace: bool = False, note: Nothing | None = None) -> None:
@@ -44,7 +52,7 @@ class Sampler:
         self.num_episodes = num_episodes
 
 
-class Store:
+class Store(Stub):
     """Asks the outside world, and counts how often it was closed."""
 
     closed = 0
@@ -304,7 +312,7 @@ def test_constrained_decoding_needs_a_prompt_for_one_word(parser: str, constrain
     assert (len(found) == 1 and found[0].startswith("rollout.sampling.constrain=true: ")) is refused
 
 
-class Replayer:
+class Replayer(Stub):
     """An engine whose answers are no policy's."""
 
     samples_policy = False

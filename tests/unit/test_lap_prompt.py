@@ -69,6 +69,8 @@ def test_braces_in_an_observation_are_only_text() -> None:
         ({"user": "{observation"}, "prompt.user='{observation': expected '}'"),
         ({"user": "}"}, "prompt.user='}': Single '}'"),
         ({"examples": [["only one"]]}, "prompt.examples=['only one']: each example must be a pair"),
+        ({"user": "no state"}, "prompt.user='no state': must show the state; write {observation}"),
+        ({"stop": ["x", ""]}, "prompt.stop=['x', '']: an empty text would end every answer at once; leave it out"),
         ({"examples": ["ab"]}, "prompt.examples='ab': each example must be a pair"),
         ({"examples": [["a", "b", "c"]]}, "prompt.examples=['a', 'b', 'c']: each example"),
     ],
