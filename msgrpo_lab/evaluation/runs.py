@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from msgrpo_lab.callbacks.store import check_reachable, database_path, mask, mlflow_module
+from msgrpo_lab.callbacks.store import check_reachable, database_path, mlflow_module
 from msgrpo_lab.evaluation.contender import Origin
 from msgrpo_lab.evaluation.training import check_training_config
+from msgrpo_lab.redaction import mask
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
