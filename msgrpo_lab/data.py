@@ -20,7 +20,7 @@ from msgrpo_lab.rollout.action_probs import table_maker
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.collect import Collector, RolloutObserver
 from msgrpo_lab.rollout.engine import RolloutEngine
-from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics
+from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics, top_action_share
 from msgrpo_lab.rollout.truth import LakeTruth, lake_truth
 from msgrpo_lab.sampler.base import EpisodeSampler
 from msgrpo_lab.sampler.diagnostics import diagnose
@@ -103,6 +103,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.env_steps = 0
         self.episodes = 0
         self._engine_metrics: dict[str, float] = {}
+        """Summed over the epoch's rollout and its refills."""
         self._truth_s = 0.0
 
     @property
@@ -145,7 +146,8 @@ class RolloutDataModule(L.LightningDataModule):
             rngs=episode_generators(seed, "engine", epoch, len(members)),
             observers=self.observers,
         )
-        self._engine_metrics = dict(self.engine.metrics())
+        for name, value in self.engine.metrics().items():
+            self._engine_metrics[name] = self._engine_metrics.get(name, 0.0) + value
         return rollout
 
     def with_truth(self, rollout: RolloutBatch, epoch: int) -> RolloutBatch:
@@ -196,7 +198,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def batches(self, epoch: int, version: int) -> Iterator[TrainBatch]:
         """Collects, credits, draws, and yields one batch an optimiser step."""
-        started, self._truth_s = time.perf_counter(), 0.0
+        started, self._truth_s, self._engine_metrics = time.perf_counter(), 0.0, {}
         rollout, refills = self.pool(epoch, version)
         collected = time.perf_counter()
         credit = self.assign(rollout)
@@ -216,6 +218,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.metrics = {
             **{f"train/{name}": value for name, value in rollout_metrics(rollout).items()},
             "train/action_entropy": action_entropy(rollout, constrained=self.sampling.choices is not None),
+            "train/top_action_share": top_action_share(rollout),
             "train/turns": float(turns),
             "train/env_steps": float(self.env_steps),
             "train/episodes": float(self.episodes),

@@ -6,6 +6,7 @@ of which adds its share to the gradient of one whole-batch loss; so the step is 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -99,7 +100,7 @@ class LAPModule(L.LightningModule):
         return sum_stats(stats), work, gap / max(1, batch.num_tokens)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> None:
-        """One optimiser step."""
+        """One optimiser step, which is not taken where loss, gradient or a log-probability is not finite."""
         started = time.perf_counter()
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
@@ -109,6 +110,11 @@ class LAPModule(L.LightningModule):
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         rate = optimizer.param_groups[0]["lr"]
+        finite = all(math.isfinite(float(value)) for value in (stats.loss, grad_norm, gap))
+        if not finite:
+            # What has no gradient is left alone, parameter and moments. The update counts all the same: metrics and
+            # schedule go by updates.
+            optimizer.zero_grad()
         optimizer.step()
         scheduler.step()
         update_s = time.perf_counter() - started
@@ -122,6 +128,7 @@ class LAPModule(L.LightningModule):
             "train/token_entropy": float(stats.entropy),
             "train/grad_norm": float(grad_norm),
             "train/lr": rate,
+            "train/skipped_update": float(not finite),
             "perf/update_s": update_s,
             "perf/train_tokens_per_s": batch.num_tokens / update_s,
             "perf/computed_tokens": float(work.tokens),

@@ -31,6 +31,12 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     }
 
 
+def top_action_share(batch: RolloutBatch) -> float:
+    """Share of the most frequent action among all that were played, fallbacks too; in [1 / actions, 1]."""
+    played = [turn.executed_action for episode in batch.episodes for turn in episode.turns]
+    return float(np.bincount(played).max() / len(played))
+
+
 def action_entropy(batch: RolloutBatch, constrained: bool) -> float:
     """Entropy (nats) of the policy over *actions*, averaged over the turns of a rollout.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lab_made import rollout, turn
 
-from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics
+from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics, top_action_share
 from msgrpo_lab.types import RolloutBatch
 
 
@@ -83,3 +83,9 @@ def test_free_action_entropy_is_near_the_true_one_for_small_counts() -> None:
     plain = np.mean([-sum(p * math.log(p) for p in np.bincount(row) / 16 if p > 0) for row in actions])
     assert found == pytest.approx(math.log(4), rel=0.02)
     assert plain < 0.95 * math.log(4)
+
+
+def test_the_share_of_the_most_frequent_action() -> None:
+    played = [turn(action=action) for action in (0, 1, 1, 3)]
+    assert top_action_share(rollout((0, True, played[:1]), (0, False, played[1:]))) == 0.5
+    assert top_action_share(rollout((0, True, [turn(action=None), turn(action=0)]))) == 1.0, "the fallback was played"
