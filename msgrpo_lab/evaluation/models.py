@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from msgrpo_lab.lap.policy import LanguagePolicy
     from msgrpo_lab.lap.prompt import PromptBuilder
 
+REMOTE_ENGINE = "msgrpo_lab.rollout.openai.OpenAIEngine"
+"""What the node of an engine of remote models names."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySpec:
@@ -130,7 +133,15 @@ def language_contender(
         origin: the training run, for the record.
         view: `observation` it was trained with.
         shelf: loads it.
+
+    Raises:
+        ValueError: the engine asks a server, which cannot be given this policy; one line.
     """
+    if asks_a_server(spec.engine):
+        raise ValueError(
+            "engine=openai asks a server and plays no model of this process; leave engine out, and name the server's "
+            "models as policy=remote:<model> with remote.base_url=…"
+        )
 
     def opened() -> Opened:
         from msgrpo_lab.assemble import component, decoding_rule
@@ -161,6 +172,11 @@ def language_contender(
         origin=origin,
         view=view,
     )
+
+
+def asks_a_server(engine: Mapping[str, Any]) -> bool:
+    """Whether an `engine` node is of remote models."""
+    return engine.get("_target_") == REMOTE_ENGINE
 
 
 def innermost(error: BaseException) -> BaseException:

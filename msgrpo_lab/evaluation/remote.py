@@ -10,9 +10,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from msgrpo_lab.evaluation.contender import Contender, Opened, Origin
-from msgrpo_lab.evaluation.models import PolicySpec, innermost
+from msgrpo_lab.evaluation.models import PolicySpec, asks_a_server, innermost
 from msgrpo_lab.lap.prompt import PromptTemplate
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
+
+ANSWER_KEYS = ("model", "base_url", "server", "logprobs", "constrain_by", "extra_body")
+"""What answers depend on. With more patience or another key, an evaluation that failed goes on where it stopped."""
 
 
 def remote_contender(label: str, model: str | None, remote: Mapping[str, Any], spec: PolicySpec) -> Contender:
@@ -25,14 +28,16 @@ def remote_contender(label: str, model: str | None, remote: Mapping[str, Any], s
         label: its name in every result.
         model: the server's name for the model; None: `remote.model`.
         remote: the `remote` node, an engine of `conf/engine/openai.yaml`.
-        spec: how it reads and answers; its model and engine are not used.
+        spec: how it reads and answers; its model is not used. With engine=openai its engine is, in `remote`'s place.
 
     Raises:
         ValueError: no model is named, or the server cannot decode as asked; one line.
     """
     from msgrpo_lab.assemble import component, decoding_rule
 
-    node = dict(remote) if model is None else {**remote, "model": model}
+    node = dict(spec.engine if asks_a_server(spec.engine) else remote)
+    if model is not None:
+        node["model"] = model
     try:
         engine = instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -50,7 +55,7 @@ def remote_contender(label: str, model: str | None, remote: Mapping[str, Any], s
         label=label,
         kind="remote",
         identity={
-            "remote": node,
+            "remote": {key: node.get(key) for key in ANSWER_KEYS},
             "prompt": dict(spec.prompt),
             "sampling": dict(spec.sampling),
             "temperature": spec.temperature,
