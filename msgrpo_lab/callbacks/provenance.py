@@ -31,10 +31,10 @@ class GitState:
     """Uncommitted changes of tracked files, secret-looking files left out and values hidden."""
 
 
-def git_state(root: Path) -> GitState:
-    """The state of the checkout at `root`; all None and empty where there is none, or no git."""
-    commit = _git(root, "rev-parse", "HEAD")
-    if commit is None:
+def git_state(root: Path | None) -> GitState:
+    """The state of the checkout whose top is `root`; all None and empty where there is none, or no git."""
+    commit = None if root is None or not _is_top(root) else _git(root, "rev-parse", "HEAD")
+    if root is None or commit is None:
         return GitState(commit=None, branch=None, dirty=False, diff="")
     status = _git(root, "status", "--porcelain") or ""
     left_out = [f":(exclude,glob)**/{pattern}" for pattern in _SECRET_FILES]
@@ -43,6 +43,12 @@ def git_state(root: Path) -> GitState:
         diff = f"{diff[:LONGEST_DIFF]}\n[cut: {len(diff)} characters in all]\n"
     branch = _git(root, "rev-parse", "--abbrev-ref", "HEAD")
     return GitState(commit=commit.strip(), branch=branch and branch.strip(), dirty=bool(status.strip()), diff=diff)
+
+
+def _is_top(root: Path) -> bool:
+    """Whether `root` is a checkout itself, and does not only lie in somebody else's."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    return top is not None and Path(top.rstrip("\n")).resolve() == root.resolve()
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -22,17 +22,20 @@ class RolloutKeeper(RolloutWatcher):
 
     Args:
         every: epochs (rollouts) between two files; None writes none.
-        folder: in the run's folder, or an absolute path.
+        folder: in the run's folder.
         keep_in_mlflow: whether the files become artifacts as well.
 
     Raises:
-        ValueError: `every` is below 1, or `folder` is empty.
+        ValueError: `every` is below 1, or `folder` is empty or outside the run's.
     """
 
     def __init__(self, *, every: int | None = None, folder: str = "rollouts", keep_in_mlflow: bool = True) -> None:
         super().__init__(key="rollouts", every=every)
         if not folder.strip():
             raise ValueError("callbacks.rollouts.folder=: must not be empty; give a name such as rollouts")
+        if Path(folder).is_absolute() or folder.startswith("~") or ".." in Path(folder).parts:
+            problem = "must lie in the run's folder, or the jobs of a sweep would overwrite each other's files"
+            raise ValueError(f"callbacks.rollouts.folder={folder}: {problem}; give a name such as rollouts")
         self.folder = folder
         self.keep_in_mlflow = keep_in_mlflow
 
@@ -44,9 +47,7 @@ class RolloutKeeper(RolloutWatcher):
         """Writes the rollout."""
         if data.rollout is None:
             return
-        folder = Path(trainer.default_root_dir) / Path(self.folder).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"update_{trainer.global_step:06d}.parquet"
+        path = Path(trainer.default_root_dir) / self.folder / f"update_{trainer.global_step:06d}.parquet"
         choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
         saved = SavedRollout(
             batch=data.rollout,
@@ -60,7 +61,12 @@ class RolloutKeeper(RolloutWatcher):
                 "update": trainer.global_step,
             },
         )
-        save_rollout(path, saved)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_rollout(path, saved)
+        except OSError as error:
+            log.warning("%s could not be written (%s); training goes on without it", path, error.strerror or error)
+            return
         if not self.keep_in_mlflow:
             return
         for logger in trainer.loggers:

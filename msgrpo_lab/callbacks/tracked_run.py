@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks import provenance
 from msgrpo_lab.callbacks.store import mlflow_module, reason_of, store_errors
-from msgrpo_lab.config.paths import project_root
+from msgrpo_lab.config.paths import code_checkout
 from msgrpo_lab.redaction import redact, redact_text
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,8 @@ def _log_origin(cfg: DictConfig) -> None:
     if HydraConfig.initialized():
         overrides = [redact_text(text) for text in HydraConfig.get().overrides.task]
         mlflow.log_text(OmegaConf.to_yaml(OmegaConf.create(overrides)), "config/overrides.yaml")
-    git = provenance.git_state(project_root())
+    # Of the code that runs, wherever outputs go.
+    git = provenance.git_state(code_checkout())
     mlflow.log_dict({"commit": git.commit, "branch": git.branch, "dirty": git.dirty}, "provenance/git.json")
     if git.diff:
         mlflow.log_text(git.diff, "provenance/uncommitted.diff")

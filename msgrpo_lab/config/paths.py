@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ROOT_VARIABLE = "MSGRPO_ROOT"
 
 
-def _checkout() -> Path | None:
+def code_checkout() -> Path | None:
     """The folder that holds the package, if it is a checkout: one with `conf/` and `pyproject.toml` beside it."""
     folder = PACKAGE.parent
     return folder if (folder / "conf").is_dir() and (folder / "pyproject.toml").is_file() else None
@@ -21,7 +21,7 @@ def conf_dir() -> Path:
     Raises:
         FileNotFoundError: neither is there, so the installation is broken.
     """
-    checkout = _checkout()
+    checkout = code_checkout()
     folder = checkout / "conf" if checkout is not None else PACKAGE / "conf"
     if not folder.is_dir():
         raise FileNotFoundError(f"configuration folder {folder} does not exist; install the package again")
@@ -33,4 +33,4 @@ def project_root() -> Path:
     chosen = os.environ.get(ROOT_VARIABLE)
     if chosen:
         return Path(chosen).expanduser().resolve()
-    return _checkout() or Path.cwd()
+    return code_checkout() or Path.cwd()

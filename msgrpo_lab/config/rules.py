@@ -71,6 +71,7 @@ def check_across(tree: Mapping[str, Any]) -> Iterator[Mistake]:
         yield Mistake("seed", seed, f"must be at most {LARGEST_SEED}", "give for example seed=0")
     yield from _check_sizes(tree)
     yield from _check_answers(tree)
+    yield from _check_fidelity(tree)
     yield from _check_model(section(tree, "model"))
     yield from _check_files(tree)
     if "trainer" in tree:
@@ -104,6 +105,19 @@ def _check_answers(tree: Mapping[str, Any]) -> Iterator[Mistake]:
             True,
             "the prompt asks for an <action> tag, which an answer constrained to one legal word never holds",
             "set rollout.sampling.constrain=false with a larger rollout.sampling.max_new_tokens, or prompt=action_only",
+        )
+
+
+def _check_fidelity(tree: Mapping[str, Any]) -> Iterator[Mistake]:
+    meter = section(section(tree, "callbacks"), "fidelity")
+    if meter.get("parameter_space") is not True or meter.get("every") is None:
+        return
+    if section(section(tree, "rollout"), "sampling").get("constrain") is False:
+        yield Mistake(
+            "callbacks.fidelity.parameter_space",
+            True,
+            "gradients in parameter space need answers constrained to the legal words (rollout.sampling.constrain)",
+            "set it to false: credit is then measured in logit space alone",
         )
 
 

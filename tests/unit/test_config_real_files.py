@@ -137,6 +137,11 @@ def test_without_a_choice_the_root_is_the_checkout(monkeypatch: pytest.MonkeyPat
     assert conf_dir() == config_paths.project_root() / "conf"
 
 
+def test_the_code_is_where_it_is_wherever_outputs_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MSGRPO_ROOT", str(tmp_path))
+    assert config_paths.code_checkout() == Path(__file__).resolve().parents[2]
+
+
 def test_an_installed_package_brings_its_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MSGRPO_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -321,3 +321,10 @@ class Replayer(Stub):
 def test_training_refuses_an_engine_without_a_policy() -> None:
     assert "use engine=hf" in only(mistakes_in(engine=node("Replayer"), update={"passes": 1}))
     assert mistakes_in(engine=node("Replayer")) == (), "evaluation has no update section and may use it"
+
+
+@pytest.mark.parametrize(("every", "constrain", "refused"), [(1, False, True), (None, False, False), (1, True, False)])
+def test_gradients_in_parameter_space_need_constrained_decoding(every: Any, constrain: bool, refused: bool) -> None:
+    meter = {"every": every, "parameter_space": True}
+    found = mistakes_in(callbacks={"fidelity": meter}, rollout={"sampling": {"constrain": constrain}})
+    assert (len(found) == 1 and found[0].startswith("callbacks.fidelity.parameter_space=true: ")) is refused

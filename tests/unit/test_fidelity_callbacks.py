@@ -124,6 +124,15 @@ def test_an_undefined_score_is_not_logged() -> None:
     assert all(math.isfinite(value) for value in row.values())
 
 
+def test_a_rollout_that_cannot_be_written_costs_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "rollouts").write_text("a file in the way")
+    memory = fit(small_lab(), epochs=2, callbacks=[RolloutKeeper(every=1)], folder=tmp_path)
+    assert len(memory.series("train/loss")) == 2
+    lines = [r.getMessage() for r in caplog.records if "could not be written" in r.getMessage()]
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{tmp_path}/rollouts/update_000000.parquet could not be written (")
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -135,6 +144,9 @@ def test_an_undefined_score_is_not_logged() -> None:
             r"^callbacks\.fidelity\.rules=\[rlo\]: credit=rlo: no such option; did you mean 'rloo'\?",
         ),
         (lambda: RolloutKeeper(folder=" "), r"^callbacks\.rollouts\.folder=: must not be empty"),
+        (lambda: RolloutKeeper(folder="/x"), r"^callbacks\.rollouts\.folder=/x: must lie in the run's folder, or the"),
+        (lambda: RolloutKeeper(folder="~/x"), r"^callbacks\.rollouts\.folder=~/x: must lie in the run's folder"),
+        (lambda: RolloutKeeper(folder="a/../../x"), r"^callbacks\.rollouts\.folder=a/\.\./\.\./x: must lie in"),
     ],
 )
 def test_mistaken_arguments(make: object, said: str) -> None:

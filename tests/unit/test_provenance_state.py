@@ -76,6 +76,13 @@ def test_a_long_diff_is_cut_and_says_so(checkout: Path, monkeypatch: pytest.Monk
     assert "[cut: " in diff
 
 
+def test_a_folder_in_a_checkout_is_none_itself(checkout: Path) -> None:
+    """An installed package, or a copy of the code, in the repository of something else."""
+    (checkout / "inside").mkdir()
+    assert git_state(checkout / "inside").commit is None
+    assert git_state(None).commit is None
+
+
 def test_outside_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
     state = git_state(tmp_path / "nowhere")
     assert (state.commit, state.branch, state.dirty, state.diff) == (None, None, False, "")

@@ -20,8 +20,10 @@ from mlflow.entities import Run
 from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks.multirun import SweepParent, swept_keys
+from msgrpo_lab.callbacks.provenance import git_state
 from msgrpo_lab.callbacks.tracked_run import flatten, tags_of
 from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, CSVTracking, MLflowTracking, finish_run
+from msgrpo_lab.config.paths import code_checkout
 
 ROOT = Path(__file__).parents[2]
 PLANTED = "planted-value-55d0"
@@ -73,6 +75,21 @@ def test_a_run_carries_configuration_and_origin(
     assert run.data.tags["msgrpo.commit"] == (git["commit"] or "none")
     folder = Path(MlflowClient(uri).download_artifacts(logger.run_id, ""))
     assert not [path for path in folder.rglob("*") if path.is_file() and PLANTED in path.read_text()]
+
+
+def test_the_commit_is_the_codes_own_wherever_outputs_go(
+    uri: str, tracking: MLflowTracking, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Outputs may go to a repository of another project."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "other"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setenv("MSGRPO_ROOT", str(tmp_path))
+    logger: Any = tracking.start(config())
+    own = git_state(code_checkout()).commit
+    other = git_state(tmp_path).commit
+    assert other is not None
+    assert last_run(uri, logger.run_id).data.tags["msgrpo.commit"] == (own or "none") != other
 
 
 def test_lightnings_logger_writes_to_the_run_and_leaves_it_open(uri: str, tracking: MLflowTracking) -> None:
