@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -151,18 +153,24 @@ def _job(client: MlflowClient, run: Run) -> JobRecord:
         params=dict(run.data.params),
         last={key: float(value) for key, value in run.data.metrics.items()},
         history=history,
-        hardware=_provenance(client, info.run_id, "hardware.json"),
-        packages=_provenance(client, info.run_id, "packages.json"),
-        dirty=bool(_provenance(client, info.run_id, "git.json").get("dirty")),
+        hardware=_provenance(client, run, "hardware.json"),
+        packages=_provenance(client, run, "packages.json"),
+        dirty=bool(_provenance(client, run, "git.json").get("dirty")),
     )
 
 
-def _provenance(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
+def _provenance(client: MlflowClient, run: Run, name: str) -> dict[str, Any]:
     """One file of a run's `provenance/`; empty where the run ended before it was written."""
     path = f"provenance/{name}"
-    if not any(artifact.path == path for artifact in client.list_artifacts(run_id, "provenance")):
+    if not any(artifact.path == path for artifact in client.list_artifacts(run.info.run_id, "provenance")):
         return {}
-    with tempfile.TemporaryDirectory() as folder:
-        text = Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+    # A local file is read where it lies: MLflow copies in threads, and an interrupted program that is ending, which is
+    # when the card of its sweep is made, can start none.
+    place = urlsplit(run.info.artifact_uri)
+    if place.scheme in ("", "file"):
+        text = (Path(url2pathname(place.path)) / path).read_text(encoding="utf-8")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            text = Path(client.download_artifacts(run.info.run_id, path, folder)).read_text(encoding="utf-8")
     content = json.loads(text)
     return dict(content)

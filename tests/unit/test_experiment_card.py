@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from msgrpo_lab.callbacks.markdown import code_block, count, duration, escape, n
 from msgrpo_lab.callbacks.sweep_record import JobRecord, SweepRecord, read_sweep
 from msgrpo_lab.callbacks.tracking import MLflowTracking
 
+ROOT = Path(__file__).parents[2]
 HARDWARE = {"processor": "Abacus 9", "cores": 4, "memory_gb": 8.0, "torch_threads": 2, "python": "3.11", "system": "X"}
 
 
@@ -244,6 +247,23 @@ def test_the_card_can_be_made_again(store: tuple[str, str], tmp_path: Path, caps
     assert (tmp_path / "mine.md").read_text(encoding="utf-8") == kept(uri, parent, tmp_path)
     assert main(["--tracking-uri", uri]) == 0
     assert f"card.md of sweep {parent}" in capsys.readouterr().out
+
+
+def test_an_interrupted_program_still_makes_the_card_as_it_ends(store: tuple[str, str], tmp_path: Path) -> None:
+    uri, parent = store
+    code = f"""
+import atexit
+from msgrpo_lab.callbacks.store import mlflow_module
+from msgrpo_lab.callbacks.tracking import MLflowTracking
+mlflow_module()  # by then every job has imported it
+tracking = MLflowTracking(tracking_uri={uri!r})
+atexit.register(tracking.finish_sweep, {parent!r}, "FINISHED")
+"""
+    MlflowClient(uri).log_text(parent, "an older card", CARD)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "Abacus 9" in kept(uri, parent, tmp_path)
 
 
 @pytest.mark.parametrize(
