@@ -76,11 +76,12 @@ class Outcomes:
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927); stays inside [0, 1] and is honest at 0 and 1."""
+    """95 % interval of a proportion (Wilson 1927); stays inside [0, 1], holds the share, and is honest at 0 and 1."""
     share, z2 = successes / trials, Z95**2
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding leaves 0 or 1 by some 1e-17 where it should be met.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def mean_interval(values: Sequence[float] | Float[np.ndarray, " E"]) -> tuple[float, float]:
