@@ -91,7 +91,9 @@ def main(arguments: list[str] | None = None) -> None:
         if argument.startswith("env="):
             _refuse(ConfigError([f"{argument}: no such key; name scenarios by scenario={argument[4:]}"]))
     sys.argv = [sys.argv[0], *map(as_hydra, given)]
-    check_command_line(sys.argv[1:], "evaluate", light_groups=LIGHT_GROUPS)
+    # Of the commands only this one can do without a logger, so the check, which all share, does not know of it.
+    checked = [argument for argument in sys.argv[1:] if argument != "~logger"]
+    check_command_line(checked, "evaluate", light_groups=LIGHT_GROUPS)
     asked = get_args_parser().parse_args(sys.argv[1:])
     if asked.multirun or any(override.startswith("hydra.mode=") for override in asked.overrides):
         _refuse(ConfigError(["command line: policies and scenarios are lists here; leave out -m"]))
