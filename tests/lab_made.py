@@ -35,9 +35,20 @@ SMALL_RUN = (
 
 
 def training_presets() -> list[str]:
-    """Every preset of the main job as an override; those of other commands say which policies they are about."""
+    """Every preset of the main job as an override."""
+    return _presets(evaluating=False)
+
+
+def evaluation_presets() -> list[str]:
+    """Every preset of `msgrpo_lab.evaluate` as an override: those that say which policies they are about."""
+    return _presets(evaluating=True)
+
+
+def _presets(evaluating: bool) -> list[str]:
     folder = conf_dir() / "experiment"
-    files = [path for path in sorted(folder.rglob("*.yaml")) if "policy" not in yaml.safe_load(path.read_text())]
+    files = [
+        path for path in sorted(folder.rglob("*.yaml")) if ("policy" in yaml.safe_load(path.read_text())) == evaluating
+    ]
     return [f"experiment={path.relative_to(folder).with_suffix('').as_posix()}" for path in files]
 
 

@@ -8,7 +8,7 @@ import io
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -32,6 +32,15 @@ EXIT_CODE = 2
 OwnCheck = Callable[[Mapping[str, Any]], Iterable[Mistake]]
 
 
+class Job(NamedTuple):
+    """One run that a command line asks for."""
+
+    config: DictConfig
+    """Composed and sound, without Hydra's own node."""
+    choices: dict[str, str | None]
+    """The option chosen of each group."""
+
+
 def check_command_line(
     argv: Sequence[str],
     config_name: str,
@@ -43,7 +52,7 @@ def check_command_line(
     """Check a command line, and return only if every job that it asks for is sound.
 
     Sweeps are expanded as Hydra's own sweeper does, and every job is composed and validated. Requests for help or
-    information are let through.
+    information are let through. The folders that runs are written to are made.
 
     Args:
         argv: the arguments after the program's name.
@@ -59,15 +68,22 @@ def check_command_line(
         arguments = _parse_arguments(argv)
         if _asks_for_information(arguments):
             return
-        if arguments.config_path is not None:
-            raise ConfigError([f"--config-path={arguments.config_path}: is fixed; add a folder with --config-dir"])
-        folder = str((config_dir or conf_dir()).resolve())
-        with initialize_config_dir(config_dir=folder, version_base=VERSION_BASE, job_name="check"):
-            _check_jobs(arguments, arguments.config_name or config_name, light_groups, own)
+        jobs = _sound_jobs(arguments, config_name, config_dir, light_groups, own)
+        if arguments.cfg is None:
+            _make_output_folders({str(job.config.paths.outputs) for job in jobs if "paths" in job.config})
     except ConfigError as error:
         for line in error.mistakes:
             print(f"msgrpo_lab: {line}", file=sys.stderr)
         raise SystemExit(EXIT_CODE) from None
+
+
+def sound_jobs(argv: Sequence[str], config_name: str, *, config_dir: Path | None = None) -> list[Job]:
+    """The jobs that a command line asks for, checked as `check_command_line` does; nothing is written.
+
+    Raises:
+        ConfigError: something is wrong; the message holds one line for every mistake.
+    """
+    return _sound_jobs(_parse_arguments(argv), config_name, config_dir, LIGHT_GROUPS, None)
 
 
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -89,31 +105,44 @@ def _asks_for_information(arguments: argparse.Namespace) -> bool:
     return bool(arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info is not None)
 
 
-def _check_jobs(
-    arguments: argparse.Namespace, config_name: str, light_groups: Sequence[str], own: OwnCheck | None
-) -> None:
-    composer = Composer(config_name, GlobalHydra.instance().config_loader())
-    overrides = composer.parse([*arguments.overrides, *_added_folder(arguments.config_dir)])
-    base = composer.compose([o.input_line for o in overrides if not o.is_sweep_override() and o.input_line is not None])
-    sweeping = arguments.multirun or base.hydra.mode == RunMode.MULTIRUN
-    if sweeping:
-        jobs = composer.compose_all(_expand(overrides, base, composer))
-        _refuse_unseen_sweeps(base, jobs)
-    elif any(override.is_sweep_override() for override in overrides):
-        jobs = composer.compose_all([[str(override.input_line) for override in overrides]])
-    else:
-        jobs = [base]
-    lines = [str(mistake) for mistake in check_hydra(base, sweeping)]
-    for config in jobs:
-        lines += _mistakes(config, light_groups, own)
-    if not lines and arguments.cfg is None:
-        lines = _make_output_folders({str(config.paths.outputs) for config in jobs if "paths" in config})
+def _sound_jobs(
+    arguments: argparse.Namespace,
+    config_name: str,
+    config_dir: Path | None,
+    light_groups: Sequence[str],
+    own: OwnCheck | None,
+) -> list[Job]:
+    if arguments.config_path is not None:
+        raise ConfigError([f"--config-path={arguments.config_path}: is fixed; add a folder with --config-dir"])
+    folder = str((config_dir or conf_dir()).resolve())
+    with initialize_config_dir(config_dir=folder, version_base=VERSION_BASE, job_name="check"):
+        composer = Composer(arguments.config_name or config_name, GlobalHydra.instance().config_loader())
+        overrides = composer.parse([*arguments.overrides, *_added_folder(arguments.config_dir)])
+        single = [o.input_line for o in overrides if not o.is_sweep_override() and o.input_line is not None]
+        base = composer.compose(single)
+        sweeping = arguments.multirun or base.hydra.mode == RunMode.MULTIRUN
+        if sweeping:
+            configs = composer.compose_all(_expand(overrides, base, composer))
+            _refuse_unseen_sweeps(base, configs)
+        elif any(override.is_sweep_override() for override in overrides):
+            configs = composer.compose_all([[str(override.input_line) for override in overrides]])
+        else:
+            configs = [base]
+        lines = [str(mistake) for mistake in check_hydra(base, sweeping)]
+        jobs = [Job(config, dict(config.hydra.runtime.choices)) for config in configs]
+        for job in jobs:
+            lines += _mistakes(job, light_groups, own)
     if lines:
         raise ConfigError(lines)
+    return jobs
 
 
-def _make_output_folders(folders: Collection[str]) -> list[str]:
-    """Makes the folders that runs are written to; a line for each that cannot be made."""
+def _make_output_folders(folders: Collection[str]) -> None:
+    """Makes the folders that runs are written to.
+
+    Raises:
+        ConfigError: some cannot be made; a line for each.
+    """
     lines = []
     for folder in sorted(folders):
         reason = why_unwritable(Path(folder))
@@ -122,17 +151,18 @@ def _make_output_folders(folders: Collection[str]) -> list[str]:
         else:
             problem = f"this folder cannot be written ({reason})"
             lines.append(str(Mistake("paths.outputs", folder, problem, "give a folder you may write to")))
-    return lines
+    if lines:
+        raise ConfigError(lines)
 
 
-def _mistakes(config: DictConfig, light_groups: Sequence[str], own: OwnCheck | None) -> list[str]:
-    """The lines for one composed job, Hydra's callbacks included."""
+def _mistakes(job: Job, light_groups: Sequence[str], own: OwnCheck | None) -> list[str]:
+    """The lines for one composed job, Hydra's callbacks included; Hydra's own node is taken out of it."""
+    config, choices = job
     unresolvable: list[Mistake] = []
     callbacks = plain(config.hydra.callbacks, unresolvable, "hydra.callbacks") if config.hydra.callbacks else {}
     lines = [str(mistake) for mistake in unresolvable]
     for path, node in components(callbacks, "hydra.callbacks"):
         lines += [str(mistake) for mistake in check_component(path, node)]
-    choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from msgrpo_lab.lap.sources import GgufWheel, Loaded, ModelSourceError
+from msgrpo_lab.lap.sources import GgufWheel, Loaded, ModelSourceError, Outline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,15 @@ class GgufParts(GgufWheel):
         if self.chat_template is not None:
             loaded.tokenizer.chat_template = self.chat_template
         return loaded
+
+    def outline(self) -> Outline:
+        """From the cache, which is made first if it is not there; see `ModelSource.outline`."""
+        if not (self.folder / "config.json").is_file():
+            self.load(torch.bfloat16)
+        found = GgufWheel.outline(self)
+        if self.chat_template is not None and found.tokenizer is not None:
+            found.tokenizer.chat_template = self.chat_template
+        return found
 
     def check(self) -> None:
         """Raises `ModelSourceError` if neither the cache nor every part is there."""

@@ -58,7 +58,7 @@ PUBLISHED = {
 
 
 def test_the_papers_models_and_the_small_ones_are_there() -> None:
-    assert set(MODELS) == {"tiny", "smollm2_135m", *PUBLISHED}
+    assert set(MODELS) >= {"tiny", "smollm2_135m", *PUBLISHED}
 
 
 def outlined(name: str, **changes: object) -> OutlinedModel:

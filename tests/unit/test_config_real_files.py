@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from lab_made import training_presets
+from lab_made import evaluation_presets, training_presets
 from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks.collapse import CollapseMonitor
@@ -17,6 +17,7 @@ from msgrpo_lab.callbacks.progress import RichTwoBars
 from msgrpo_lab.callbacks.rollouts import RolloutKeeper
 from msgrpo_lab.config import PathsConfig, RolloutConfig, SamplingConfig, UpdateConfig, check_command_line, conf_dir
 from msgrpo_lab.config import paths as config_paths
+from msgrpo_lab.evaluate import LIGHT_GROUPS
 
 GROUPS = ("env", "model", "prompt", "credit", "sampler", "loss", "optim", "trainer", "evaluation", "logger", "launcher")
 FREE = ["rollout.sampling.constrain=false"]
@@ -34,6 +35,19 @@ def composed(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize("choice", [*options(*GROUPS, "debug"), *training_presets()])
 def test_every_option_is_sound(choice: str) -> None:
     check_command_line([choice, *(FREE if choice == "prompt=think_plan_action" else [])], "train")
+
+
+@pytest.mark.parametrize("preset", evaluation_presets())
+def test_every_evaluation_preset_is_sound_and_names_what_there_is(preset: str) -> None:
+    check_command_line([preset], "evaluate", light_groups=LIGHT_GROUPS)
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        config = compose("evaluate", [preset])
+    policies = [config.policy] if isinstance(config.policy, str) else config.policy
+    scenarios = [config.scenario] if isinstance(config.scenario, str) else config.scenario
+    named = {policy.removeprefix("base:") for policy in policies if policy.startswith("base:")}
+    assert named <= {path.stem for path in (conf_dir() / "model").glob("*.yaml")}
+    assert set(scenarios) <= {path.stem for path in (conf_dir() / "env").glob("*.yaml")}
+    assert config.episodes == 50
 
 
 def test_the_main_job_is_sound() -> None:
