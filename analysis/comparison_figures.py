@@ -57,6 +57,14 @@ def _mark(axes: Axes, y: float, value: float, ends: tuple[float, float], colour:
     axes.plot(value, y, "o", color=colour, ms=4.2, mfc=colour if filled else "white")
 
 
+def _limit(axes: Axes, drawn: pd.DataFrame) -> None:
+    """Intervals in full, unless two seeds make one wider than the whole scale of scores: it then leaves the panel."""
+    ends = drawn[["difference", "low", "high"]].to_numpy(dtype=np.float64)
+    widest = max(1.0, float(drawn["difference"].abs().max()))
+    reach = 1.08 * min(float(np.nanmax(np.abs(ends))), widest) or 1.0
+    axes.set_xlim(-reach, reach)
+
+
 def sampler_ablation(points: pd.DataFrame) -> Drawing | None:
     """What a sampler gains over uniform drawing, sampled play, at equal updates (filled) and equal tokens (open).
 
@@ -93,6 +101,7 @@ def sampler_ablation(points: pd.DataFrame) -> Drawing | None:
                 y = envs.index(row["env"]) + offset
                 ends = (row[low], row[high])
                 _mark(axes, y, row[value], ends, style[str(method)].colour, filled=budget == AT_UPDATES)
+    _limit(sheet.axes(0), drawn)
     sheet.axes(0).set(xlabel="difference from uniform drawing")
     sheet.axes(1).tick_params(axis="y", length=0)
     sheet.axes(1).set(xlabel="P(a run beats one with uniform drawing)", xlim=(-0.03, 1.03))

@@ -32,7 +32,8 @@ SCORES = ("normalised_score", "return_mean", "success_rate")
 TAGS = ("policy", "policy.kind", "trained_on", "model", "sampler", "credit", "seed", "source_run")
 FIXED_KINDS = ("player", "base", "remote")
 """Policies that no run of this project trained."""
-PLAYER_ORDER = ("random", "ignores_prompt", "hole_avoiding", "compact_ceiling", "search", "optimal")
+UPPER_ENDS = ("search", "optimal")
+PLAYER_ORDER = ("random", "ignores_prompt", "hole_avoiding", "compact_ceiling", *UPPER_ENDS, "upper")
 COLUMNS = ("run_id", "evaluations", "start", *TAGS, "scenario", "mode", "score", "value", "low", "high")
 
 
@@ -126,10 +127,11 @@ def transfer(evaluations: pd.DataFrame, mode: str = "sampled") -> pd.DataFrame:
     """Normalised scores of what was trained on one scenario and played on another, means over training runs.
 
     Returns:
-        One row a (row, scenario): columns row (what was evaluated), trained_on ("" where nothing was trained), method
-        (sampler, and model or credit rule where these differ), scenario, runs, value, low, high and interval (over runs
-        by bootstrap; with one run the logged one over episodes). Reference players come first, then untrained and
-        served models, then what was trained, in the order of the environments.
+        One row a (policy, scenario): columns kind (player, base, remote or trained), trained_on ("" where nothing was),
+        method (sampler, and model or credit rule where these differ; else the policy), scenario, runs, value, low, high
+        and interval (over runs by bootstrap; with one run the logged one over episodes). Reference players come first,
+        `optimal` and `search` as one, "upper", where no scenario has both; then untrained and served models; then what
+        was trained, in the order of the environments.
     """
     mine = evaluations[(evaluations["mode"] == mode) & (evaluations["score"] == "normalised_score")]
     if mine.empty:
@@ -140,6 +142,9 @@ def transfer(evaluations: pd.DataFrame, mode: str = "sampled") -> pd.DataFrame:
     for tag in shown:
         method = method + ", " + mine[tag].astype(str)
     method = method.where(trained & (mine["sampler"] != ""), mine["policy"])
+    upper = mine["policy.kind"].eq("player") & mine["policy"].isin(UPPER_ENDS)
+    if not mine[upper].duplicated("scenario").any():  # each scenario's own upper end of the scale: one row
+        method = method.where(~upper, "upper")
     kind = mine["policy.kind"].where(~trained, "trained")
     rows = []
     for (what, trained_on, name, scenario), cell in mine.assign(method=method, kind=kind).groupby(

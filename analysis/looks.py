@@ -36,6 +36,7 @@ PLAYER_LABELS = {
     "compact_ceiling": "compact ceiling",
     "optimal": "optimal",
     "search": "search",
+    "upper": "optimal or search",
 }
 SCORE_LABELS = {"success_rate": "held-out success rate", "return_mean": "held-out return"}
 GREY = "#444444"
@@ -132,16 +133,23 @@ def best_handle() -> Artist:
     return Line2D([], [], color=GREY, ls=BEST_DASHES, lw=0.9, label="single best run")
 
 
+def two_digits(value: float) -> str:
+    """Two decimals, a true minus sign, and no minus before a zero."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+
+
 def draw_references(sheet: Sheet, axes: Axes, table: pd.DataFrame) -> None:
     """Thin lines at the reference players' scores, each named at the right edge."""
     for player, value in zip(table["player"].astype(str), table["value"].astype(float), strict=True):
         axes.axhline(value, color=REFERENCE_COLOUR, lw=0.7, ls=(0, (4, 3)), zorder=1)
         name = PLAYER_LABELS.get(player, player.replace("_", " "))
-        sheet.label_right(axes, value, f"{name} " + f"{value:.2f}".replace("-", "−"))
+        sheet.label_right(axes, value, f"{name} {two_digits(value)}")
 
 
 def set_limits(axes: Axes, values: pd.DataFrame, *, share: bool = False) -> None:
-    """Shares on [0, 1]; everything else on its own range, bands and references included, with a margin.
+    """Shares on [0, 1], or on [0, ½] if none is above; everything else on its own range with a margin.
+
+    Bands and references count too.
 
     The first column of `values` is what is drawn as a line or dot; a "share" that leaves [0, 1] is drawn on its range.
     """
@@ -151,7 +159,8 @@ def set_limits(axes: Axes, values: pd.DataFrame, *, share: bool = False) -> None
         return
     low, high = float(numbers.min()), float(numbers.max())
     if share and values.iloc[:, 0].dropna().between(0.0, 1.0).all():
-        axes.set_ylim(*SHARE_LIMITS)
+        whole = high > 0.5  # else half of the scale is drawn, so that small shares can be told apart
+        axes.set_ylim(*(SHARE_LIMITS if whole else (0.5 * end for end in SHARE_LIMITS)))
         return
     margin = 0.06 * (high - low) or 0.05 * max(1.0, abs(high))
     axes.set_ylim(low - margin, high + margin)

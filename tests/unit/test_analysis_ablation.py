@@ -153,6 +153,16 @@ def test_the_figure_shows_the_differences_of_its_data():
     assert pytest.approx([-0.048414, 0.448414], abs=1e-6) in spans
 
 
+def test_an_interval_wider_than_the_scale_does_not_shrink_the_panel():
+    # gains 0.1 and 0.9 of two seeds: Student's half-width is 12.7 · 0.566/√2 = 5.1
+    jobs = {key: value for key, value in THREE.items() if key[2] != "2"}
+    jobs["frozenlake", "abs_adv", "1"] = job((0.0, 0.6, 1.4), 200)
+    with paper_style():
+        drawing = sampler_ablation(points_of(jobs))
+    assert drawing.data["high"].max() > 5
+    assert drawing.figure.axes[0].get_xlim() == (pytest.approx(-1.08), pytest.approx(1.08))
+
+
 def test_normalised_scores_and_profile_by_hand():
     points = points_of(THREE)
     table = normalised_scores(points).set_index("method")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from analysis.looks import draw_references, looks, method_label, scenario_title, set_limits
+from analysis.looks import draw_references, looks, method_label, scenario_title, set_limits, two_digits
 from analysis.panels import Sheet, paper_style, spread
 
 POSITIONS = st.lists(st.floats(0, 10, allow_nan=False), min_size=1, max_size=8)
@@ -142,7 +142,8 @@ def test_scenario_titles_name_a_transfer():
 @pytest.mark.parametrize(
     ("values", "share", "expected"),
     [
-        ([0.2, 0.4], True, (-0.03, 1.03)),
+        ([0.2, 0.6], True, (-0.03, 1.03)),
+        ([0.2, 0.5], True, (-0.015, 0.515)),
         ([0.0, 5.0], True, (-0.3, 5.3)),
         ([-1.0, 1.0], False, (-1.12, 1.12)),
         ([2.0, 2.0], False, (1.9, 2.1)),
@@ -161,3 +162,8 @@ def test_limits_without_numbers_are_left_alone():
     before = axes.get_ylim()
     set_limits(axes, pd.DataFrame({"mean": [math.nan]}))
     assert axes.get_ylim() == before
+
+
+@pytest.mark.parametrize(("value", "text"), [(-0.001, "0.00"), (-0.126, "−0.13"), (2.0, "2.00")])
+def test_two_digits_know_no_negative_zero(value, text):
+    assert two_digits(value) == text

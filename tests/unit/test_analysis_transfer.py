@@ -71,13 +71,20 @@ def test_rows_begin_with_what_was_not_trained_and_follow_the_scenarios():
     rows = list(dict.fromkeys(zip(table["kind"], table["trained_on"], table["method"], strict=True)))
     assert rows == [
         ("player", "", "random"),
-        ("player", "", "optimal"),
+        ("player", "", "upper"),
         ("base", "", "tiny"),
         ("trained", "frozenlake", "uniform"),
         ("trained", "snake", "uniform"),
         ("trained", "snake", "abs_adv"),
     ]
     assert list(table["scenario"][:2]) == ["frozenlake", "snake"]
+
+
+def test_the_upper_ends_of_the_scale_share_a_row_unless_a_scenario_has_both():
+    lake, snake = {**RANDOM, "policy": "optimal", "scenario": "frozenlake"}, {**RANDOM, "policy": "search"}
+    assert list(transfer(scores_of(lake, snake))["method"]) == ["upper", "upper"]
+    both = transfer(scores_of(lake, {**snake, "scenario": "frozenlake"}))
+    assert list(both["method"]) == ["search", "optimal"]
 
 
 def test_models_and_rules_are_told_apart_only_where_they_differ():
@@ -112,7 +119,7 @@ def test_the_figure_shows_means_intervals_and_numbers_of_runs():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["Frozen Lake", "Snake"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["untrained tiny", "Snake · uniform"]
     assert len(axes.patches) == 3, "what was not played has no cell"
-    assert drawing.figure.get_size_inches()[0] == pytest.approx(6.8)
+    assert drawing.figure.get_size_inches()[0] == pytest.approx(3.4)
 
 
 def test_without_evaluations_there_is_no_matrix_and_a_remark(caplog):
@@ -126,7 +133,8 @@ def test_without_evaluations_there_is_no_matrix_and_a_remark(caplog):
         (("player", "", "hole_avoiding"), "avoids holes"),
         (("base", "", "org/model-3b"), "untrained model-3b"),
         (("remote", "", "org/model-72b"), "served model-72b"),
-        (("trained", "frozenlake_slippery", "abs_adv"), "Frozen Lake, slippery · abs_adv (AAW)"),
+        (("trained", "frozenlake", "abs_adv"), "Frozen Lake · abs_adv (AAW)"),
+        (("trained", "frozenlake_big", "abs_adv"), "Frozen Lake 6×6, slippery\nabs_adv (AAW)"),
     ],
 )
 def test_names_of_rows(row, name):
