@@ -29,9 +29,9 @@ sweep: setup
 	@echo 'Dashboard:                  $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///outputs/mlflow.db'
 	@echo '                            then open http://127.0.0.1:5000'
 
-# Draws the figures of the newest finished sweep again.
+# Draws the figures of the newest finished sweep again. ARGS adds options: make figures ARGS='--sweep <id>'
 figures: setup
-	$(BIN)/python analysis/plots.py
+	$(BIN)/python analysis/plots.py $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
