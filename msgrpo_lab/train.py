@@ -1,4 +1,4 @@
-"""The main job: `python -m msgrpo_lab.train`. Compose, check, assemble, fit.
+"""The main job: `python -m msgrpo_lab.train`. Compose, check, assemble, fit; `resume=auto` goes on where it was left.
 
 python -m msgrpo_lab.train -m sampler=uniform,abs_adv env=snake,frozenlake
 """
@@ -6,74 +6,108 @@ python -m msgrpo_lab.train -m sampler=uniform,abs_adv env=snake,frozenlake
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from msgrpo_lab.checkpoint.errors import CheckpointError
+from msgrpo_lab.commands import remember_run
 from msgrpo_lab.config import check_command_line, conf_dir
 from msgrpo_lab.config.mistakes import one_line
+from msgrpo_lab.jobs import DRY_RUN, print_plan, with_folder
+from msgrpo_lab.run_folder import RunFolderError, RunRecord, RunStatus, held, note_failure
+from msgrpo_lab.stopping import Stopped, Stopping
+
+if TYPE_CHECKING:
+    from msgrpo_lab.resume import Beginning
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+class CannotStart(SystemExit):
+    """A job ends before its first rollout, with exit code 1; `reason` is one line, which has been printed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(1)
+        self.reason = one_line(reason)
+        print(f"msgrpo_lab: {self.reason}", file=sys.stderr)
 
 
 def train(config: DictConfig) -> float:
-    """One training run from a checked configuration.
+    """One training run from a checked configuration, in the folder that Hydra gives it.
 
     Returns:
         The last evaluation's sampled return on the held-out seeds (what Hydra's optimising sweepers maximise).
+
+    Raises:
+        CannotStart: the model, the store, the folder or the checkpoint cannot be used.
+        Stopped: a signal ended it.
     """
+    from msgrpo_lab.callbacks.tracked_run import resolved
+    from msgrpo_lab.resume import beginning
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    plain = resolved(config)
+    try:
+        with held(folder):
+            begin = beginning(folder, plain, resume=config.resume, ckpt_path=config.ckpt_path)
+            if begin.finished is not None:
+                log.info("%s: finished already; leave resume=auto out to train anew", folder)
+                return math.nan if begin.finished.result is None else begin.finished.result
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                remember_run(config, folder)
+            return _train(config, folder, begin, plain)
+    except (CheckpointError, RunFolderError) as error:
+        raise CannotStart(str(error)) from error
+
+
+def _train(config: DictConfig, folder: Path, begin: Beginning, plain: dict[str, Any]) -> float:
     # Heavy imports wait until the command line has been found right.
     import torch
 
     from msgrpo_lab.assemble import build_lab, component
-    from msgrpo_lab.callbacks.adapter import AdapterKeeper
+    from msgrpo_lab.fitting import fit
     from msgrpo_lab.heap import keep_freed_memory
 
     _quieten()
     keep_freed_memory()
-    choices = HydraConfig.get().runtime.choices
-    folder = Path(HydraConfig.get().runtime.output_dir)
     torch.use_deterministic_algorithms(True)
     # It would also fill every new tensor with NaN before its first use, which nothing here relies on.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     tracking = component(config.logger)
-    logger = tracking.start(config)
-    status = "FAILED"
+    # A process that was killed while it opened its run had no time to write the run's id down.
+    earlier = begin.run_id or (tracking.opened_in(folder) if config.resume is not None else None)
+    logger = tracking.start(config, run_id=earlier)
+    run_id = getattr(logger, "run_id", None)
+    RunRecord(status="RUNNING", run_id=run_id, config=plain).write(folder)
+    status: RunStatus = "FAILED"
+    result: float | None = None
     try:
-        try:
-            lab = build_lab(config)
-        except (ValueError, OSError, InstantiationException) as error:
-            # What only the model itself can tell: a damaged file, LoRA targets it does not have.
-            status, message = "FAILED", one_line(str(innermost(error)))
-            print(f"msgrpo_lab: {message}", file=sys.stderr)
-            raise _CannotStart from error
-        evaluation = component(config.evaluation, scenario=choices["env"])
-        keeper = AdapterKeeper(folder=folder, evaluation=evaluation)
-        named = [component(node) for node in (config.callbacks or {}).values() if node is not None]
-        trainer = component(
-            config.trainer, logger=logger, callbacks=[*named, evaluation, keeper], default_root_dir=str(folder)
-        )
-        trainer.fit(lab.module, datamodule=lab.data)
+        with Stopping() as stopping:
+            try:
+                lab = build_lab(config)
+            except (ValueError, OSError, InstantiationException) as error:
+                # What only the model itself can tell: a damaged file, LoRA targets it does not have.
+                raise CannotStart(str(innermost(error))) from error
+            result = fit(config, lab, logger=logger, folder=folder, begin=begin, plain=plain, stopping=stopping)
         status = "FINISHED"
-    except _CannotStart:
-        raise
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns Ctrl-C into an exit with code 1.
+    except Stopped as stop:
         status = "KILLED"
-        log.warning("interrupted: the run is marked KILLED; what was trained so far is in %s", folder)
-        raise SystemExit(INTERRUPTED) from stop
+        remedy = "the same command with resume=auto goes on from there"
+        log.warning("signal %d: the run is marked KILLED, its checkpoints are in %s; %s", stop.signum, folder, remedy)
+        raise
     finally:
         tracking.finish(status)
-    return float(evaluation.latest_return)
+        RunRecord(status=status, run_id=run_id, result=result, config=plain).write(folder)
+    return result
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -83,16 +117,13 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
-class _CannotStart(SystemExit):
-    """A job ends before its first rollout, with exit code 1; the reason has been printed in one line."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-
-
 def _quieten() -> None:
     """Leaves out what the libraries say that no user of the lab can act on."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+        "lightning.pytorch.trainer.connectors.signal_connector",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",
@@ -103,16 +134,41 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def _swept(config: DictConfig) -> float:
+    """A job of a sweep: what goes wrong in it is noted in its folder, and the next job has its turn.
+
+    Returns:
+        What `train` returns; nan where it failed.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    note_failure(folder, None)
+    try:
+        return train(config)
+    except (Stopped, KeyboardInterrupt):
+        raise
+    except SystemExit as end:
+        reason = str(getattr(end, "reason", f"it ended with exit code {end.code}"))
+    except Exception as error:
+        log.exception("this job failed; the sweep goes on")
+        reason = one_line(f"{type(error).__name__}: {error}")
+    note_failure(folder, reason)
+    return math.nan
+
+
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
 def _job(config: DictConfig) -> float:
-    return train(config)
+    return _swept(config) if HydraConfig.get().mode == RunMode.MULTIRUN else train(config)
 
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: mistakes on the command line are told in one line each, with exit code 2, before anything runs."""
-    if arguments is not None:
-        sys.argv = [sys.argv[0], *arguments]
-    check_command_line(sys.argv[1:], "train")
+    given = sys.argv[1:] if arguments is None else arguments
+    argv = [argument for argument in given if argument != DRY_RUN]
+    check_command_line(argv, "train")
+    argv = with_folder(argv, "train")
+    if DRY_RUN in given:
+        return print_plan(argv, "train")
+    sys.argv = [sys.argv[0], *argv]
     return _job()
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import lightning as L
 
 from msgrpo_lab.callbacks.adapter import AdapterKeeper
-from msgrpo_lab.checkpoint.format import CheckpointError, Snapshot, write_checkpoint
+from msgrpo_lab.checkpoint.errors import CheckpointError
+from msgrpo_lab.checkpoint.format import Snapshot, write_checkpoint
 from msgrpo_lab.checkpoint.locate import FOLDER, clear_leftovers, newest, prune
 from msgrpo_lab.checkpoint.state import capture, detached, load_trainable, restore, restore_optimizer
 from msgrpo_lab.module import LAPModule

@@ -1,12 +1,16 @@
-"""The parent run of a sweep: made once before the first job, closed after the last."""
+"""The parent run of a sweep: made once before the first job or taken up again, and closed after the last."""
 
 # ruff: noqa: ARG002  (Hydra fixes the signatures)
 from __future__ import annotations
 
 import atexit
+import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,54 +21,134 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, Status, Tracking
+from msgrpo_lab.checkpoint.durable import write_durably
+from msgrpo_lab.commands import digest_of_job, remember, remembered
 from msgrpo_lab.config.mistakes import one_line
+from msgrpo_lab.run_folder import FAILURE, LOCK, RunFolderError, held
+
+log = logging.getLogger(__name__)
+
+RECORD = "sweep.json"
+"""In the sweep's folder: its parent run and how it stands."""
 
 
 class SweepParent(Callback):
     """Hydra callback (`hydra.callbacks.tracking`) that gives the jobs of a sweep one parent run.
 
     The id travels in the environment, which the processes of a parallel launcher inherit. A single run has no parent.
-    Hydra swallows what a callback raises, and leaves `on_multirun_end` out when a job fails: a store that cannot be
-    used therefore ends the program here, and the parent is also closed at the program's exit.
+    Hydra swallows what a callback raises: a store that cannot be used therefore ends the program here, and so does, at
+    the end, a job that failed. The parent is also closed at the program's exit.
     """
 
     def __init__(self) -> None:
         self._tracking: Tracking | None = None
         self._parent: str | None = None
+        self._folder: Path | None = None
         self._failed = False
+        self._held = ExitStack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A parallel launcher sends its jobs a copy, which holds no lock."""
+        return {**self.__dict__, "_held": ExitStack()}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the store and the parent run, and tell the jobs its id."""
+        """Make the store and the parent run, or take up those of the sweep in this folder; tell the jobs its id."""
+        arguments = [str(argument) for argument in config.hydra.overrides.task]
+        self._folder = Path(config.hydra.sweep.dir).absolute()
         try:
-            self._tracking = instantiate(config.logger)
-            assert self._tracking is not None
-            arguments = [str(argument) for argument in config.hydra.overrides.task]
-            preset = OmegaConf.select(config, "hydra.sweeper.params") or {}
-            swept = swept_keys(arguments, preset)
-            self._parent = self._tracking.start_sweep(["msgrpo_lab.train", "-m", *arguments], swept)
+            self._held.enter_context(held(self._folder))
+            self._tell_of_unfinished(config)
+            tracking: Tracking = instantiate(config.logger)
+            record = read_sweep(self._folder)
+            if record is None:
+                preset = OmegaConf.select(config, "hydra.sweeper.params") or {}
+                command = ["msgrpo_lab.train", "-m", *arguments]
+                self._parent = tracking.start_sweep(command, swept_keys(arguments, preset))
+            else:
+                self._parent = record["parent"]
+                if self._parent is not None:
+                    tracking.continue_sweep(self._parent)
         except (ValueError, OSError, InstantiationException) as error:
             cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+            self._let_go()
             print(f"msgrpo_lab: {one_line(str(cause))}", file=sys.stderr)
             raise SystemExit(2) from error
+        self._tracking = tracking
+        self._note("RUNNING")
+        remember(Path(config.paths.outputs), digest_of_job(config.hydra, sweeping=True), self._folder, arguments)
+        atexit.register(self._close, "FAILED")
         if self._parent is not None:
             os.environ[PARENT_VARIABLE] = self._parent
-            atexit.register(self._close, "FAILED")
+
+    def _tell_of_unfinished(self, config: DictConfig) -> None:
+        if config.get("resume") is not None:
+            return
+        earlier = remembered(Path(config.paths.outputs), digest_of_job(config.hydra, sweeping=True))
+        record = None if earlier is None or earlier == self._folder else read_sweep(earlier)
+        if record is not None and record["status"] != "FINISHED":
+            log.warning("this very sweep is unfinished in %s; add resume=auto to go on with that one", earlier)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Remember a failed job. Jobs of a parallel launcher tell it through the store."""
+        """Remember a job that could not even be run. Others tell it by a file in their folder."""
         self._failed = self._failed or job_return.status != JobStatus.COMPLETED
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Close the parent run."""
+        """Close the parent run; if a job failed, say which and why, and end with code 1."""
+        assert self._folder is not None
+        failures = failures_in(self._folder)
+        self._failed = self._failed or bool(failures)
         self._close("FAILED" if self._failed else "FINISHED")
+        for name, reason in failures:
+            print(f"msgrpo_lab: job {name} failed: {reason}", file=sys.stderr)
+        if self._failed:
+            raise SystemExit(1)
 
     def _close(self, status: Status) -> None:
+        atexit.unregister(self._close)
+        self._note(status)
+        self._held.close()
         if self._tracking is None or self._parent is None:
             return
         parent, self._parent = self._parent, None
         os.environ.pop(PARENT_VARIABLE, None)
-        atexit.unregister(self._close)
         self._tracking.finish_sweep(parent, status)
+
+    def _let_go(self) -> None:
+        """Leaves nothing behind where nothing has begun."""
+        self._held.close()
+        assert self._folder is not None
+        if [path.name for path in self._folder.glob("*")] == [LOCK]:
+            (self._folder / LOCK).unlink()
+            self._folder.rmdir()
+
+    def _note(self, status: str) -> None:
+        assert self._folder is not None
+        content = {"parent": self._parent, "status": status}
+        write_durably(self._folder / RECORD, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_sweep(folder: Path) -> dict[str, Any] | None:
+    """`parent` and `status` of the sweep in a folder; None where there is none.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {"parent": record["parent"], "status": record["status"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        remedy = "delete it to go on under a new parent run"
+        raise RunFolderError(f"{path}: cannot be read ({reason}); {remedy}") from error
+
+
+def failures_in(folder: Path) -> list[tuple[str, str]]:
+    """The jobs of a sweep that failed: name of the job's folder, and why."""
+    files = sorted(folder.glob(f"*/{FAILURE}"), key=lambda path: (len(path.parent.name.partition("_")[0]), path))
+    return [(path.parent.name, one_line(path.read_text(encoding="utf-8"))) for path in files]
 
 
 def swept_keys(arguments: Sequence[str], preset: Mapping[str, Any] | None = None) -> list[str]:

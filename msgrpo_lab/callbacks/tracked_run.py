@@ -23,6 +23,8 @@ LONGEST_PARAM = 250
 PARAMS_A_CALL = 100
 COMMIT_TAG = "msgrpo.commit"
 RESUMED_TAG = "msgrpo.resumed"
+FOLDER_TAG = "msgrpo.folder"
+"""Holds the run's folder: it is there from the moment the run is."""
 
 
 def start_run(
@@ -134,9 +136,11 @@ def _cut(value: Any) -> str:
 
 
 def tags_of(cfg: DictConfig) -> dict[str, str]:
-    """The tags by which runs are grouped: the choice of each group, and the seed."""
+    """The tags by which runs are grouped, the choice of each group and the seed; and the run's folder."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     tags = {group: str(choices[group]) for group in TAGGED_GROUPS if choices.get(group) is not None}
+    if HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
+        tags[FOLDER_TAG] = str(HydraConfig.get().runtime.output_dir)
     return {"msgrpo.kind": "job", **tags, "seed": str(cfg.get("seed", "none"))}
 
 

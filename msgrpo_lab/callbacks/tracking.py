@@ -28,6 +28,7 @@ from msgrpo_lab.callbacks.outbox import Outbox
 from msgrpo_lab.callbacks.spool import Owner, Spool
 from msgrpo_lab.callbacks.store import check_form, check_reachable, mlflow_module, prepare_store
 from msgrpo_lab.callbacks.tracked_run import (
+    FOLDER_TAG,
     LONGEST_PARAM,
     Status,
     continue_run,
@@ -62,8 +63,17 @@ class Tracking(Protocol):
     def finish(self, status: Status) -> None:
         """Close the run."""
 
+    def opened_in(self, folder: Path) -> str | None:
+        """The run that was opened in a folder and not closed, for lack of its process; None where there is none."""
+
+    def folder_of(self, run_id: str) -> Path:
+        """The folder of a run; ValueError, with one line, where it cannot be told."""
+
     def start_sweep(self, command: Sequence[str], swept: Sequence[str]) -> str | None:
         """Make the place and the parent run of a sweep; None where there are no parent runs."""
+
+    def continue_sweep(self, parent_run_id: str) -> None:
+        """Open the parent run of a sweep again."""
 
     def finish_sweep(self, parent_run_id: str, status: Status) -> None:
         """Close the parent run, as failed if a job did not finish."""
@@ -160,6 +170,39 @@ class MLflowTracking:
         if logger is not None and logger.outbox is not None and logger.outbox.waiting:
             print(f"msgrpo_lab: {_left_behind(logger.outbox)}", file=sys.stderr)
 
+    def opened_in(self, folder: Path) -> str | None:
+        """The newest run that was opened in a folder and is still open."""
+        experiment_id = prepare_store(self.tracking_uri, self.experiment)
+        quoted = str(folder).replace("'", "")  # MLflow's filter has no escape; such a folder is then not found
+        found = (
+            mlflow_module()
+            .MlflowClient(self.tracking_uri)
+            .search_runs(
+                [experiment_id],
+                f"tags.`{FOLDER_TAG}` = '{quoted}' and attributes.status = 'RUNNING'",
+                order_by=["attributes.start_time DESC"],
+                max_results=1,
+            )
+        )
+        return str(found[0].info.run_id) if found else None
+
+    def folder_of(self, run_id: str) -> Path:
+        """The folder of a run.
+
+        Raises:
+            ValueError: the store cannot be used, there is no such run, or it has no folder.
+        """
+        mlflow = mlflow_module()
+        prepare_store(self.tracking_uri, self.experiment)
+        remedy = "give the folder of a checkpoint instead"
+        try:
+            tags = mlflow.MlflowClient(self.tracking_uri).get_run(run_id).data.tags
+        except mlflow.exceptions.MlflowException as error:
+            raise ValueError(f"ckpt_path=run:{run_id}: there is no such run; {remedy}") from error
+        if FOLDER_TAG not in tags:
+            raise ValueError(f"ckpt_path=run:{run_id}: the run does not say where its folder is; {remedy}")
+        return Path(tags[FOLDER_TAG])
+
     def start_sweep(self, command: Sequence[str], swept: Sequence[str]) -> str:
         """Make the database and the parent run of a sweep.
 
@@ -178,6 +221,20 @@ class MLflowTracking:
         }
         name = "sweep " + " × ".join(swept) if swept else "sweep"
         return str(client.create_run(experiment_id, tags=tags, run_name=name[:LONGEST_PARAM]).info.run_id)
+
+    def continue_sweep(self, parent_run_id: str) -> None:
+        """Open the parent run of a sweep again.
+
+        Raises:
+            ValueError: the store cannot be used, or has no such run.
+        """
+        prepare_store(self.tracking_uri, self.experiment)
+        mlflow = mlflow_module()
+        try:
+            mlflow.MlflowClient(self.tracking_uri).update_run(parent_run_id, status="RUNNING")
+        except mlflow.exceptions.MlflowException as error:
+            remedy = "restore it, or start another sweep with resume=null"
+            raise ValueError(f"sweep {parent_run_id}: MLflow cannot continue it ({error}); {remedy}") from error
 
     def finish_sweep(self, parent_run_id: str, status: Status) -> None:
         """Close the parent run: FINISHED only if every child is, KILLED if interrupted children are all that is amiss.
@@ -224,7 +281,21 @@ class CSVTracking:
     def finish(self, status: Status) -> None:
         """Nothing is open."""
 
+    def opened_in(self, folder: Path) -> None:
+        """Nothing stays open."""
+
+    def folder_of(self, run_id: str) -> Path:
+        """Files know no runs.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"ckpt_path=run:{run_id}: logger=csv knows no runs; give the folder of a checkpoint instead")
+
     def start_sweep(self, command: Sequence[str], swept: Sequence[str]) -> None:
+        """There are no parent runs."""
+
+    def continue_sweep(self, parent_run_id: str) -> None:
         """There are no parent runs."""
 
     def finish_sweep(self, parent_run_id: str, status: Status) -> None:

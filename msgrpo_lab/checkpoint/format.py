@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from msgrpo_lab.checkpoint.durable import sync
+from msgrpo_lab.checkpoint.errors import CheckpointError
 
 FORMAT = 1
 """Version of this layout; a reader refuses any other."""
@@ -42,10 +43,6 @@ TEMPORARY = "."
 """How the names of folders begin that are being written or deleted."""
 
 Tensors = dict[str, torch.Tensor]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message is one line that names the file and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

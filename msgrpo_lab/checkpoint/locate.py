@@ -9,7 +9,8 @@ import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from msgrpo_lab.checkpoint.format import TEMPORARY, CheckpointError, Snapshot, read_checkpoint
+from msgrpo_lab.checkpoint.errors import CheckpointError
+from msgrpo_lab.checkpoint.format import TEMPORARY, Snapshot, read_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, show
-from msgrpo_lab.config.schemas import SECTIONS, VALUES
+from msgrpo_lab.config.schemas import EXAMPLES, SECTIONS, VALUES
 from msgrpo_lab.config.trainer_rules import check_trainer
 from msgrpo_lab.config.tree import section, whole
 from msgrpo_lab.config.value_types import UNRESOLVED, annotations_of, describe, fits
@@ -19,15 +19,15 @@ TAG_PARSER = "ActionTagParser"
 """Reads the action out of an XML tag."""
 LARGEST_SEED = 2**63 - 1
 """torch's generators take no larger one."""
-CHECKPOINT_WORDS = ("last", "best", "hpc", "registry")
-"""Values of `ckpt_path` that Lightning resolves itself."""
+TRACKED = "run:"
+"""How a `ckpt_path` begins that names a tracked run by its id."""
 
 
 def check_sections(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     """Mistakes in the sections that are plain values: unknown keys, types, ranges."""
     for key, annotation in VALUES.items():
         if key in tree and not fits(tree[key], annotation):
-            yield Mistake(key, tree[key], f"must be {describe(annotation)}", f"give for example {key}=0")
+            yield Mistake(key, tree[key], f"must be {describe(annotation)}", f"give for example {key}={EXAMPLES[key]}")
     for key, schema in SECTIONS.items():
         if key in tree:
             yield from _check_section(key, tree[key], schema)
@@ -142,12 +142,11 @@ def _check_files(tree: Mapping[str, Any]) -> Iterator[Mistake]:
         if isinstance(folder, str) and not folder.strip():
             yield Mistake(f"paths.{key}", folder, "must not be empty", "give a folder, or leave the key out")
     checkpoint = tree.get("ckpt_path")
-    if (
-        isinstance(checkpoint, str)
-        and checkpoint not in CHECKPOINT_WORDS
-        and not Path(checkpoint).expanduser().exists()
-    ):
+    tracked = isinstance(checkpoint, str) and checkpoint.startswith(TRACKED)
+    if isinstance(checkpoint, str) and not tracked and not Path(checkpoint).expanduser().exists():
         found = Path(checkpoint).expanduser().resolve()
-        yield Mistake(
-            "ckpt_path", checkpoint, f"there is no checkpoint at {found}", "give a .ckpt file of an earlier run"
-        )
+        remedy = f"give the folder of a checkpoint, of an earlier run, or {TRACKED}<its MLflow id>"
+        yield Mistake("ckpt_path", checkpoint, f"there is no checkpoint at {found}", remedy)
+    if checkpoint is not None and tree.get("resume") is not None:
+        remedy = "leave one of the two out"
+        yield Mistake("resume", tree["resume"], "ckpt_path already names what to go on from", remedy)

@@ -63,6 +63,16 @@ class UpdateConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints of a run (`checkpoint`)."""
+
+    every: Annotated[int, Range(1)] = 1
+    """Epochs between two checkpoints on disk; whatever it is, a run that is told to end loses no whole epoch."""
+    keep_last: Annotated[int, Range(1)] = 2
+    """The newest checkpoints that are kept, beside the one of the best evaluation."""
+
+
+@dataclass(frozen=True)
 class PathsConfig:
     """Folders (`paths`)."""
 
@@ -73,16 +83,27 @@ class PathsConfig:
     """Where dequantised base models are kept."""
 
 
-SECTIONS: dict[str, type] = {"rollout": RolloutConfig, "update": UpdateConfig, "paths": PathsConfig}
+SECTIONS: dict[str, type] = {
+    "rollout": RolloutConfig,
+    "update": UpdateConfig,
+    "checkpoint": CheckpointConfig,
+    "paths": PathsConfig,
+}
 """Top-level keys that a dataclass describes."""
-VALUES: dict[str, object] = {"seed": Annotated[int, Range(0)]}
+VALUES: dict[str, object] = {
+    "seed": Annotated[int, Range(0)],
+    "resume": Literal["auto"] | None,
+    "ckpt_path": str | None,
+}
 """Top-level keys that are one value."""
+EXAMPLES: dict[str, object] = {"seed": 0, "resume": "auto", "ckpt_path": None}
+"""A value that each of them may have."""
 
 
 def expected_at(key: str) -> tuple[Any, Any] | None:
     """The annotation and the default of a dotted key of the plain sections; None for any other key."""
     if key in VALUES:
-        return VALUES[key], 0
+        return VALUES[key], EXAMPLES[key]
     head, *rest = key.split(".")
     schema: Any = SECTIONS.get(head)
     for name in rest[:-1]:
@@ -113,5 +134,10 @@ def _writable(schema: type) -> DictConfig:
 def register() -> None:
     """Put the schemas into Hydra's ConfigStore and the resolver `project_root` into OmegaConf."""
     OmegaConf.register_new_resolver("project_root", lambda: str(project_root()), replace=True)
-    schema = {"seed": 0, **{name: _writable(section) for name, section in SECTIONS.items()}}
+    schema = {
+        "seed": 0,
+        "resume": None,
+        "ckpt_path": None,
+        **{name: _writable(section) for name, section in SECTIONS.items()},
+    }
     ConfigStore.instance().store(name=SCHEMA_NAME, node=schema, provider="msgrpo_lab")

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from msgrpo_lab.checkpoint import format as checkpoint_format
+from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.checkpoint.format import (
     MANIFEST,
     STATE,
     WEIGHTS,
-    CheckpointError,
     Snapshot,
     folder_name,
     read_checkpoint,

@@ -15,11 +15,13 @@ from msgrpo_lab.callbacks.adapter import AdapterKeeper
 from msgrpo_lab.callbacks.checkpoints import CheckpointKeeper, Resumption
 from msgrpo_lab.callbacks.collapse import CollapseMonitor
 from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
-from msgrpo_lab.checkpoint.format import CheckpointError, Snapshot, read_checkpoint
+from msgrpo_lab.checkpoint.errors import CheckpointError
+from msgrpo_lab.checkpoint.format import Snapshot, read_checkpoint
 from msgrpo_lab.checkpoint.locate import FOLDER, checkpoints, newest
 from msgrpo_lab.checkpoint.state import load_policy_weights, trainable
 
 EPOCHS = 4
+SMALLEST = ("rollout.num_groups=2", "rollout.group_size=2", "sampler.num_episodes=4", "env.horizon=3")
 
 
 class Stop(L.Callback):
@@ -45,8 +47,10 @@ class Run:
         every: int = 1,
         keep_last: int = 2,
     ) -> None:
-        self.lab: Lab = small_lab("update.minibatches=2", "optim.lr=0.01", f"trainer.max_epochs={EPOCHS}", *overrides)
-        self.evaluation = HeldOutEvaluation(episodes=4, every=1, reference_simulations=2, scenario="lake")
+        self.lab: Lab = small_lab(
+            *SMALLEST, "update.minibatches=2", "optim.lr=0.01", f"trainer.max_epochs={EPOCHS}", *overrides
+        )
+        self.evaluation = HeldOutEvaluation(episodes=2, every=1, reference_simulations=2, scenario="lake")
         self.adapter = AdapterKeeper(folder=folder, evaluation=self.evaluation)
         self.collapse = CollapseMonitor(min_action_entropy=9.0, patience=2)
         self.keeper = CheckpointKeeper(
@@ -70,15 +74,14 @@ def timeless(memory: Memory) -> dict[tuple[str, int], float]:
     }
 
 
-@pytest.mark.parametrize("lora", [None, 4])
-@pytest.mark.parametrize("env", ["frozenlake", "snake"])
+@pytest.mark.parametrize(("env", "lora"), [("frozenlake", None), ("snake", 4)])
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path, env: str, lora: int | None) -> None:
     choices = (f"env={env}", f"model.lora_rank={lora or 'null'}")
     whole = Run(tmp_path / "whole", *choices)
     expected = timeless(whole.fit())
     metrics: dict[tuple[str, int], float] = {}
     snapshot = None
-    for stop in (Stop(0), Stop(2), Stop(3), None):
+    for stop in (Stop(0), Stop(2), None):
         part = Run(tmp_path / "parts", *choices, snapshot=snapshot, stop=stop)
         memory = Memory()
         try:

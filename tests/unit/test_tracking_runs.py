@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from msgrpo_lab.callbacks.provenance import git_state
 from msgrpo_lab.callbacks.tracked_run import flatten, tags_of
 from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, CSVTracking, MLflowTracking, finish_run
 from msgrpo_lab.config.paths import code_checkout
+from msgrpo_lab.run_folder import note_failure
 
 ROOT = Path(__file__).parents[2]
 PLANTED = "planted-value-55d0"
@@ -229,8 +231,8 @@ def test_a_presets_sweep_is_swept_unless_the_command_line_says_otherwise(argumen
     assert swept_keys(arguments, {"sampler": "a,b", "seed": "0,1", "model": "tiny"}) == keys
 
 
-def test_the_parent_names_the_keys_of_a_presets_sweep(uri: str) -> None:
-    cfg = sweep_config(_target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri)
+def test_the_parent_names_the_keys_of_a_presets_sweep(uri: str, tmp_path: Path) -> None:
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri)
     cfg.hydra.sweeper = {"params": {"sampler": "uniform,abs_adv", "seed": "0,1,2"}}
     callback = SweepParent()
     callback.on_multirun_start(cfg)
@@ -239,12 +241,17 @@ def test_the_parent_names_the_keys_of_a_presets_sweep(uri: str) -> None:
     assert last_run(uri, parent).data.tags["msgrpo.swept"] == "sampler,seed"
 
 
-def sweep_config(**logger: Any) -> DictConfig:
-    return OmegaConf.create({"logger": logger, "hydra": {"overrides": {"task": ["seed=1,2"]}}})
+def sweep_config(folder: Path, /, **logger: Any) -> DictConfig:
+    hydra = {
+        "overrides": {"task": ["seed=1,2"], "hydra": []},
+        "job": {"config_name": "train"},
+        "sweep": {"dir": str(folder / "sweep")},
+    }
+    return OmegaConf.create({"logger": logger, "paths": {"outputs": str(folder)}, "hydra": hydra})
 
 
-def test_the_parent_travels_in_the_environment_until_the_sweep_ends(uri: str) -> None:
-    cfg = sweep_config(_target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri)
+def test_the_parent_travels_in_the_environment_until_the_sweep_ends(uri: str, tmp_path: Path) -> None:
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri)
     callback = SweepParent()
     callback.on_multirun_start(cfg)
     parent = os.environ[PARENT_VARIABLE]
@@ -254,25 +261,72 @@ def test_the_parent_travels_in_the_environment_until_the_sweep_ends(uri: str) ->
     assert last_run(uri, parent).info.status == "FINISHED"
 
 
-def test_a_store_that_cannot_be_used_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = sweep_config(_target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri="sqlite:////proc/x/y.db")
+def test_a_store_that_cannot_be_used_ends_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = sweep_config(
+        tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri="sqlite:////proc/x/y.db"
+    )
     with pytest.raises(SystemExit) as caught:
         SweepParent().on_multirun_start(cfg)
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("msgrpo_lab: logger.tracking_uri=sqlite:////proc/x/y.db: ")
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
-def test_a_wrong_logger_ends_the_program_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = sweep_config(_target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri="./mlruns")
+def test_a_wrong_logger_ends_the_program_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri="./mlruns")
     with pytest.raises(SystemExit):
         SweepParent().on_multirun_start(cfg)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("msgrpo_lab: logger.tracking_uri=./mlruns: the address is a folder")
 
 
+def test_a_sweep_that_was_left_goes_on_under_its_parent(
+    uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri)
+    killed = SweepParent()
+    killed.on_multirun_start(cfg)
+    parent = os.environ[PARENT_VARIABLE]
+    with pytest.raises(SystemExit):
+        SweepParent().on_multirun_start(cfg)  # the first one is still at it
+    killed._held.close()  # as the end of its process does
+    atexit.unregister(killed._close)
+    MlflowClient(uri).set_terminated(parent, "KILLED")
+    elsewhere = OmegaConf.merge(cfg, {"hydra": {"sweep": {"dir": str(tmp_path / "another")}}})
+    fresh = SweepParent()
+    fresh.on_multirun_start(elsewhere)
+    assert os.environ[PARENT_VARIABLE] != parent
+    assert "add resume=auto" in caplog.text
+    fresh.on_multirun_end(elsewhere)
+    resumed = SweepParent()
+    resumed.on_multirun_start(cfg)
+    assert os.environ[PARENT_VARIABLE] == parent
+    assert last_run(uri, parent).info.status == "RUNNING"
+    resumed.on_multirun_end(cfg)
+    assert last_run(uri, parent).info.status == "FINISHED"
+
+
+def test_a_sweep_ends_with_the_jobs_that_failed(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri)
+    callback = SweepParent()
+    callback.on_multirun_start(cfg)
+    parent = os.environ[PARENT_VARIABLE]
+    for job, reason in (("10_b", "the disk is full"), ("2_a", None), ("3_c", "no such\nmodel")):
+        (tmp_path / "sweep" / job).mkdir()
+        note_failure(tmp_path / "sweep" / job, reason)
+    with pytest.raises(SystemExit) as ended:
+        callback.on_multirun_end(cfg)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "msgrpo_lab: job 3_c failed: no such model",
+        "msgrpo_lab: job 10_b failed: the disk is full",
+    ]
+    assert last_run(uri, parent).info.status == "FAILED"
+
+
 def test_a_sweep_without_a_database_has_no_parent(tmp_path: Path) -> None:
-    cfg = sweep_config(_target_="msgrpo_lab.callbacks.tracking.CSVTracking", folder=str(tmp_path))
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.CSVTracking", folder=str(tmp_path))
     callback = SweepParent()
     callback.on_multirun_start(cfg)
     assert PARENT_VARIABLE not in os.environ
@@ -363,6 +417,7 @@ def test_a_real_sweep_is_one_parent_with_a_child_a_job(
         defaults: [_self_, override hydra/launcher: {launcher}]
         seed: 0
         fail: {fail}
+        paths: {{outputs: {tmp_path}/outputs}}
         logger:
           _target_: msgrpo_lab.callbacks.tracking.MLflowTracking
           tracking_uri: sqlite:///{tmp_path}/outputs/mlflow.db
