@@ -7,7 +7,6 @@ by dynamic programming alone. Columns and their meaning: `columns.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from msgrpo_lab.fidelity.columns import SCHEMA, as_columns, from_columns
-from msgrpo_lab.fidelity.files import written_whole
+from msgrpo_lab.fidelity.columns import as_columns, from_columns
+from msgrpo_lab.fidelity.parquet import read_rows, told, write_rows
 from msgrpo_lab.oracle.frozen_lake import has_oracle
 from msgrpo_lab.rollout.action_probs import ActionTable
 from msgrpo_lab.rollout.truth import LakeTruth, lake_truth
@@ -28,12 +25,6 @@ from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import RolloutBatch, Sampling
 
-VERSION = "msgrpo_lab.rollouts/1"
-"""Names the layout of a file; another layout gets another number."""
-META = b"msgrpo_lab"
-"""Key of the metadata, a JSON text, in the Parquet schema."""
-MAGIC = b"PAR1"
-"""What a Parquet file begins and ends with."""
 GAMES: Mapping[str, Callable[..., TextGame]] = {FrozenLake.__name__: FrozenLake}
 """Games with an oracle, by the name that a file holds. A file names no code to be run."""
 
@@ -141,16 +132,12 @@ def save_rollout(path: Path, saved: SavedRollout) -> None:
         ValueError: an episode without turns, or a value that no column can hold.
     """
     meta = {
-        "schema": VERSION,
         **asdict(saved.scenario),
         "sampling": asdict(saved.sampling),
         "table": None if saved.table is None else _plain_table(saved.table),
         "origin": dict(saved.origin),
     }
-    schema = SCHEMA.with_metadata({META: json.dumps(meta, allow_nan=False)})
-    table = pa.table(as_columns(saved.batch), schema=schema)
-    with written_whole(path) as stream:
-        pq.write_table(table, stream, compression="zstd")
+    write_rows(path, as_columns(saved.batch), meta)
 
 
 def load_rollout(path: Path) -> SavedRollout:
@@ -159,12 +146,12 @@ def load_rollout(path: Path) -> SavedRollout:
     Raises:
         ValueError: there is no file, or not one that this version reads; one line that says which, and what to do.
     """
-    table, meta = _read(path)
+    columns, meta = read_rows(path)
     try:
         sampling = meta["sampling"]
         choices = sampling["choices"]
         return SavedRollout(
-            batch=from_columns(table.to_pydict()),
+            batch=from_columns(columns),
             scenario=GameSettings(game=str(meta["game"]), settings=dict(meta["settings"])),
             sampling=Sampling(
                 **{
@@ -178,57 +165,7 @@ def load_rollout(path: Path) -> SavedRollout:
         )
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(_told(path, f"holds what no rollout has ({reason})", "save the rollout again")) from error
-
-
-def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows and the metadata of a file of this schema."""
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise ValueError(_told(path, what, "give a file that callbacks.rollouts has written"))
-    ends = _ends(path)
-    if ends[0] != MAGIC:
-        raise ValueError(_told(path, "is no Parquet file", "give a file that callbacks.rollouts has written"))
-    if ends[1] != MAGIC:
-        raise ValueError(_told(path, "is cut short", "copy it again, or save the rollout again"))
-    try:
-        schema = pq.read_schema(path)
-        meta = json.loads((schema.metadata or {}).get(META, b"null"))
-        _check_schema(path, schema, meta)
-        return pq.read_table(path, columns=SCHEMA.names), meta
-    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(_told(path, f"is damaged ({reason})", "copy it again, or save the rollout again")) from error
-
-
-def _ends(path: Path) -> tuple[bytes, bytes]:
-    with path.open("rb") as stream:
-        first = stream.read(len(MAGIC))
-        size = stream.seek(0, 2)
-        stream.seek(max(0, size - len(MAGIC)))
-        return first, stream.read() if size >= 3 * len(MAGIC) else b""
-
-
-def _check_schema(path: Path, schema: pa.Schema, meta: Any) -> None:
-    if not isinstance(meta, dict) or "schema" not in meta:
-        raise ValueError(_told(path, "is Parquet, but no rollout", "give a file that callbacks.rollouts has written"))
-    if meta["schema"] != VERSION:
-        remedy = "save the rollout again, or read it with the version of the lab that wrote it"
-        raise ValueError(_told(path, f"has the schema {meta['schema']}; this version reads {VERSION}", remedy))
-    missing = [name for name in SCHEMA.names if name not in schema.names]
-    if missing:
-        columns = "column" if len(missing) == 1 else "columns"
-        raise ValueError(_told(path, f"lacks the {columns} {', '.join(missing)}", "save the rollout again"))
-    for wanted in SCHEMA:
-        found = schema.field(wanted.name).type
-        if found != wanted.type:
-            raise ValueError(
-                _told(path, f"has {found} in column {wanted.name}, which is {wanted.type}", "save the rollout again")
-            )
-
-
-def _told(path: Path, problem: str, remedy: str) -> str:
-    return f"rollouts={path}: {problem}; {remedy}"
+        raise ValueError(told(path, f"holds what no rollout has ({reason})", "save the rollout again")) from error
 
 
 def _plain_table(table: ActionTable) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from msgrpo_lab import compare as command
 from msgrpo_lab.callbacks.fidelity import FidelityMeter
 from msgrpo_lab.callbacks.rollouts import RolloutKeeper
 from msgrpo_lab.fidelity.choices import options_of
-from msgrpo_lab.fidelity.rollouts import META, load_rollout
+from msgrpo_lab.fidelity.parquet import META
+from msgrpo_lab.fidelity.rollouts import load_rollout
 from msgrpo_lab.fidelity.table import COLUMNS, HEADINGS, OVER_BASE_CREDIT, OVER_BASE_SAMPLER
 
 ROOT = Path(__file__).parents[2]

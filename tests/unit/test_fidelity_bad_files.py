@@ -14,8 +14,10 @@ import pytest
 from fidelity_made import Played, play
 from lab_made import rollout
 
+from msgrpo_lab.fidelity.columns import as_columns
 from msgrpo_lab.fidelity.files import written_whole
-from msgrpo_lab.fidelity.rollouts import META, VERSION, GameSettings, load_rollout, save_rollout
+from msgrpo_lab.fidelity.parquet import META, VERSION, WITHOUT_DIGEST, content_digest
+from msgrpo_lab.fidelity.rollouts import GameSettings, load_rollout, save_rollout
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 
 
@@ -26,8 +28,10 @@ def played() -> Played:
 
 @pytest.fixture
 def file(tmp_path: Path, played: Played) -> Path:
+    """A file of the earlier layout, which has no checksum that would be told before anything else."""
     path = tmp_path / "rollout.parquet"
     save_rollout(path, played.saved)
+    changed(path, schema=WITHOUT_DIGEST)
     return path
 
 
@@ -75,8 +79,8 @@ def test_a_file_with_wrong_bytes_inside(file: Path) -> None:
 
 
 def test_another_schema_version(file: Path) -> None:
-    changed(file, schema="msgrpo_lab.rollouts/2")
-    assert refused(file).startswith(f"has the schema msgrpo_lab.rollouts/2; this version reads {VERSION}; save")
+    changed(file, schema="msgrpo_lab.rollouts/3")
+    assert refused(file).startswith(f"has the schema msgrpo_lab.rollouts/3; this version reads {VERSION}; save")
 
 
 def test_parquet_of_something_else(tmp_path: Path) -> None:
@@ -127,6 +131,63 @@ def test_a_state_key_is_read_as_a_literal_and_never_run(file: Path) -> None:
     text = pa.array(["__import__('os').getcwd()"] * len(table))
     pq.write_table(table.set_column(at, table.schema.field(at), text), file)
     assert refused(file).startswith("holds what no rollout has (ValueError: malformed")
+
+
+# The checksum -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(tmp_path: Path, played: Played) -> Path:
+    path = tmp_path / "whole.parquet"
+    save_rollout(path, played.saved)
+    return path
+
+
+def test_changed_rows_and_changed_metadata_are_refused(whole: Path) -> None:
+    table = pq.read_table(whole)
+    at = table.schema.get_field_index("reward")
+    richer = pa.array([value + 1.0 for value in table["reward"].to_pylist()], pa.float64())
+    pq.write_table(table.set_column(at, table.schema.field(at), richer), whole)
+    assert refused(whole).startswith("is damaged (its checksum is another); copy it again")
+    text = table.schema.metadata[META].replace(b'"update": 7', b'"update": 8')
+    assert text != table.schema.metadata[META]
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, META: text}), whole)
+    assert refused(whole).startswith("is damaged (its checksum is another)")
+
+
+def test_a_file_of_this_version_without_a_checksum_is_refused(whole: Path) -> None:
+    changed(whole)
+    assert refused(whole).startswith("is damaged (its checksum is another)")
+
+
+def test_a_file_of_the_earlier_version_is_read_with_a_warning(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_rollout(file)
+    assert "without a checksum: damage to it cannot be told" in caplog.text
+
+
+def content(path: Path) -> tuple[object, ...]:
+    """All that a loaded rollout says."""
+    saved = load_rollout(path)
+    assert saved.table is not None
+    table = (saved.table.texts, saved.table.prob_XB.tobytes(), saved.table.standard_error_XB.tobytes())
+    plain = (saved.scenario, saved.sampling, saved.origin, table)
+    return repr(plain), content_digest(as_columns(saved.batch), b"")
+
+
+def test_any_flipped_byte_is_refused_or_changes_nothing(whole: Path) -> None:
+    """Bytes that change nothing are those of Parquet's own statistics and the like."""
+    original, before = whole.read_bytes(), content(whole)
+    rng = np.random.default_rng(0)
+    refusals = 0
+    for at in [*range(8), *range(len(original) - 8, len(original)), *rng.integers(len(original), size=300).tolist()]:
+        damaged = bytearray(original)
+        damaged[at] ^= int(rng.integers(1, 256))
+        whole.write_bytes(damaged)
+        try:
+            assert content(whole) == before, f"byte {at}"
+        except ValueError as error:
+            refusals += str(error).startswith(f"rollouts={whole}: ")
+    assert refusals > 150
 
 
 # Truth --------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from msgrpo_lab import compare as command
 from msgrpo_lab.credit.rloo import RLOO
 from msgrpo_lab.fidelity.estimate import resample_groups
 from msgrpo_lab.fidelity.meter import draw_repeatedly, measure
-from msgrpo_lab.fidelity.rollouts import META, GameSettings, SavedRollout, save_rollout
+from msgrpo_lab.fidelity.parquet import META, WITHOUT_DIGEST
+from msgrpo_lab.fidelity.rollouts import GameSettings, SavedRollout, save_rollout
 from msgrpo_lab.sampler.outcomes import with_outcomes
 from msgrpo_lab.sampler.uniform import Uniform
 
@@ -72,7 +73,8 @@ def meta_of(path: Path) -> dict[str, Any]:
 
 
 def with_meta(path: Path, **changes: Any) -> None:
-    content = json.dumps({**meta_of(path), **changes})
+    """Other metadata, in a file of the earlier layout: it has no checksum that would be told before anything else."""
+    content = json.dumps({**meta_of(path), "schema": WITHOUT_DIGEST, **changes})
     pq.write_table(pq.read_table(path).replace_schema_metadata({META: content}), path)
 
 
@@ -82,6 +84,7 @@ def with_column(path: Path, name: str, change: Callable[[list[Any]], list[Any]])
     field = table.schema.field(at)
     column = pa.array(change(table[name].to_pylist()), type=field.type)
     pq.write_table(table.set_column(at, field, column), path)
+    with_meta(path)
 
 
 def cut(path: Path) -> None:
@@ -105,7 +108,7 @@ def table_of(path: Path, change: Callable[[Any], Any], key: str = "prob") -> Non
 FAULTS: dict[str, tuple[Callable[[Path], object], str | tuple[str, str]]] = {
     "another schema version": (
         lambda path: with_meta(path, schema="msgrpo_lab.rollouts/99"),
-        "has the schema msgrpo_lab.rollouts/99; this version reads msgrpo_lab.rollouts/1; save the rollout again",
+        "has the schema msgrpo_lab.rollouts/99; this version reads msgrpo_lab.rollouts/2; save the rollout again",
     ),
     "truncated": (cut, "is cut short; copy it again, or save the rollout again"),
     "not Parquet": (text_instead, "is no Parquet file; give a file that callbacks.rollouts has written"),
