@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from msgrpo_lab.lap.parser import ActionTagParser, FirstWordParser
+from msgrpo_lab.lap.parser import ActionParser, ActionTagParser, FirstWordParser
 from msgrpo_lab.types import ParsedAction
 
 LEGAL = ("Left", "Down", "Right", "Up")
-PARSERS = {"first word": FirstWordParser(), "action tag": ActionTagParser()}
+PARSERS: dict[str, ActionParser] = {"first word": FirstWordParser(), "action tag": ActionTagParser()}
 PIECES = (
     *("<action>", "</action>", "<ACTION>", "</Action >", "<think>", "</think>", "<plan>", "<", ">", "/", "&lt;"),
     *("Left", "down", "RIGHT", "uP", "Leftish", "Up_Down", "ſ", "K", "İ", "ı", "ß", "𝔘𝔭", "L\u0301eft", "\u202eUp"),

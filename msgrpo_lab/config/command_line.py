@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict
 from msgrpo_lab.config.components import check_component
 from msgrpo_lab.config.composing import Composer
 from msgrpo_lab.config.mistakes import ConfigError, Mistake, one_line
-from msgrpo_lab.config.overrides import check_hydra, why_unwritable
+from msgrpo_lab.config.overrides import check_hydra
 from msgrpo_lab.config.paths import conf_dir
 from msgrpo_lab.config.tree import components, plain
 from msgrpo_lab.config.validation import LIGHT_GROUPS, validate
@@ -52,7 +52,7 @@ def check_command_line(
     """Check a command line, and return only if every job that it asks for is sound.
 
     Sweeps are expanded as Hydra's own sweeper does, and every job is composed and validated. Requests for help or
-    information are let through. The folders that runs are written to are made.
+    information are let through. Nothing is written.
 
     Args:
         argv: the arguments after the program's name.
@@ -68,9 +68,7 @@ def check_command_line(
         arguments = _parse_arguments(argv)
         if _asks_for_information(arguments):
             return
-        jobs = _sound_jobs(arguments, config_name, config_dir, light_groups, own)
-        if arguments.cfg is None:
-            _make_output_folders({str(job.config.paths.outputs) for job in jobs if "paths" in job.config})
+        _sound_jobs(arguments, config_name, config_dir, light_groups, own)
     except ConfigError as error:
         for line in error.mistakes:
             print(f"msgrpo_lab: {line}", file=sys.stderr)
@@ -118,41 +116,24 @@ def _sound_jobs(
     with initialize_config_dir(config_dir=folder, version_base=VERSION_BASE, job_name="check"):
         composer = Composer(arguments.config_name or config_name, GlobalHydra.instance().config_loader())
         overrides = composer.parse([*arguments.overrides, *_added_folder(arguments.config_dir)])
-        single = [o.input_line for o in overrides if not o.is_sweep_override() and o.input_line is not None]
-        base = composer.compose(single)
+        fixed = composer.compose([str(o.input_line) for o in overrides if not o.is_sweep_override()])
+        base = fixed.config
         sweeping = arguments.multirun or base.hydra.mode == RunMode.MULTIRUN
         if sweeping:
-            configs = composer.compose_all(_expand(overrides, base, composer))
-            _refuse_unseen_sweeps(base, configs)
+            composed = composer.compose_all(_expand(overrides, base, composer))
+            _refuse_unseen_sweeps(base, [one.config for one in composed])
         elif any(override.is_sweep_override() for override in overrides):
-            configs = composer.compose_all([[str(override.input_line) for override in overrides]])
+            composed = composer.compose_all([[str(override.input_line) for override in overrides]])
         else:
-            configs = [base]
+            composed = [fixed]
         lines = [str(mistake) for mistake in check_hydra(base, sweeping)]
-        jobs = [Job(config, dict(config.hydra.runtime.choices)) for config in configs]
+        lines += [line for one in composed for line in one.lines]
+        jobs = [Job(one.config, dict(one.config.hydra.runtime.choices)) for one in composed]
         for job in jobs:
             lines += _mistakes(job, light_groups, own)
     if lines:
         raise ConfigError(lines)
     return jobs
-
-
-def _make_output_folders(folders: Collection[str]) -> None:
-    """Makes the folders that runs are written to.
-
-    Raises:
-        ConfigError: some cannot be made; a line for each.
-    """
-    lines = []
-    for folder in sorted(folders):
-        reason = why_unwritable(Path(folder))
-        if reason is None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        else:
-            problem = f"this folder cannot be written ({reason})"
-            lines.append(str(Mistake("paths.outputs", folder, problem, "give a folder you may write to")))
-    if lines:
-        raise ConfigError(lines)
 
 
 def _mistakes(job: Job, light_groups: Sequence[str], own: OwnCheck | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose
 from hydra.core.config_loader import ConfigLoader
@@ -20,6 +20,14 @@ from msgrpo_lab.config.mistakes import ConfigError
 from msgrpo_lab.config.overrides import check_overrides
 
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
+
+
+class Composed(NamedTuple):
+    """A job's configuration."""
+
+    config: DictConfig
+    lines: tuple[str, ...]
+    """What was wrong with overrides, which are left out of it."""
 
 
 class Composer:
@@ -46,40 +54,47 @@ class Composer:
             raise ConfigError(lines)
         return overrides
 
-    def compose_all(self, jobs: Sequence[Sequence[str]]) -> list[DictConfig]:
+    def compose_all(self, jobs: Sequence[Sequence[str]]) -> list[Composed]:
         """Every job's configuration; a ConfigError holds the mistakes of all of them."""
-        configs: list[DictConfig] = []
+        composed: list[Composed] = []
         lines: list[str] = []
         for job in jobs:
             try:
-                configs.append(self.compose(job))
+                composed.append(self.compose(job))
             except ConfigError as error:
                 lines += error.mistakes
         if lines:
-            raise ConfigError(lines)
-        return configs
+            raise ConfigError([*(line for job in composed for line in job.lines), *lines])
+        return composed
 
-    def compose(self, overrides: Sequence[str]) -> DictConfig:
+    def compose(self, overrides: Sequence[str]) -> Composed:
         """One job's configuration with Hydra's own node.
 
         A faulty override is explained and left out, and composing is tried again, so that every one is found.
+
+        Raises:
+            ConfigError: nothing can be composed, or an option was chosen that there is not, so that the rest of the
+                command line may be meant for it.
         """
         useless = dict(self._useless(overrides))
         remaining = [override for override in overrides if override not in useless]
         lines = list(useless.values())
+        misled = False
         while True:
             try:
                 config = compose(self._config_name, remaining, return_hydra_config=True)
             except _COMPOSITION_ERRORS as error:
-                explanation = explain(error, self.parse(remaining), self._vocabulary(remaining))
+                words = self._vocabulary(remaining)
+                explanation = explain(error, self.parse(remaining), words)
                 lines.append(explanation.line)
                 if explanation.override not in remaining:
                     raise ConfigError(lines) from error
+                misled = misled or explanation.override.lstrip("+~").partition("=")[0] in words.groups
                 remaining = [override for override in remaining if override != explanation.override]
                 continue
-            if lines:
+            if misled:
                 raise ConfigError(lines)
-            return config
+            return Composed(config, tuple(lines))
 
     def _useless(self, overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Overrides that Hydra would take, and no job can use."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, one_line
+from msgrpo_lab.config.paths import why_unwritable
 
 LATER_KEYS = frozenset({"ckpt_path", "resume"})
 """Keys that the main job reads and a configuration need not hold, so that they may be added with +."""
@@ -73,17 +72,3 @@ def _check_folder(config: DictConfig, node: str) -> Iterator[Mistake]:
         return  # and so is this one
     elif (reason := why_unwritable(Path(folder))) is not None:
         yield Mistake(key, folder, f"cannot be written ({reason})", "give a folder you may write to")
-
-
-def why_unwritable(folder: Path) -> str | None:
-    """Why nothing can be written to `folder`, which need not be there yet; None if it can. Leaves nothing behind."""
-    path = folder.expanduser().absolute()
-    existing = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
-    if not existing.is_dir():
-        return f"{existing} is no folder"
-    try:
-        # To be asked whether one may write is not enough: root may everywhere, and a disk may be read-only.
-        with tempfile.TemporaryFile(dir=existing):
-            return None
-    except OSError as error:
-        return f"{error.strerror}: {existing}"

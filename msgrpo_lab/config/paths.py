@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -34,3 +35,17 @@ def project_root() -> Path:
     if chosen:
         return Path(chosen).expanduser().resolve()
     return code_checkout() or Path.cwd()
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why nothing can be written to `folder`, which need not be there yet; None if it can. Leaves nothing behind."""
+    path = folder.expanduser().absolute()
+    existing = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        return f"{existing} is no folder"
+    try:
+        # To be asked whether one may write is not enough: root may everywhere, and a disk may be read-only.
+        with tempfile.TemporaryFile(dir=existing):
+            return None
+    except OSError as error:
+        return f"{error.strerror}: {existing}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, show
+from msgrpo_lab.config.paths import why_unwritable
 from msgrpo_lab.config.schemas import EXAMPLES, SECTIONS, VALUES
 from msgrpo_lab.config.trainer_rules import check_trainer
 from msgrpo_lab.config.tree import section, whole
@@ -141,6 +142,9 @@ def _check_files(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     for key, folder in section(tree, "paths").items():
         if isinstance(folder, str) and not folder.strip():
             yield Mistake(f"paths.{key}", folder, "must not be empty", "give a folder, or leave the key out")
+        elif key == "outputs" and isinstance(folder, str) and (reason := why_unwritable(Path(folder))) is not None:
+            problem = f"this folder cannot be written ({reason})"
+            yield Mistake("paths.outputs", folder, problem, "give a folder you may write to")
     checkpoint = tree.get("ckpt_path")
     tracked = isinstance(checkpoint, str) and checkpoint.startswith(TRACKED)
     if isinstance(checkpoint, str) and not tracked and not Path(checkpoint).expanduser().exists():

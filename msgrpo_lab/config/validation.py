@@ -89,8 +89,8 @@ def validate(
 
 
 def _one_a_key(lines: Sequence[str]) -> list[str]:
-    """The last line of each key and value: rules that know more of a key are asked later."""
-    return list({line.partition(": ")[0]: line for line in lines}.values())
+    """The last line of each key: rules that know more of a key are asked later."""
+    return list({line.partition("=")[0]: line for line in lines}.values())
 
 
 def _without_echoes(lines: Sequence[str], raw: Any) -> list[str]:

@@ -60,7 +60,7 @@ def nodes_of(group: str, chosen: Any, changes: Any, found: Found) -> dict[str, d
     """The chosen files of `conf/<group>` by name, with the keys that the command line sets in them."""
     options, names = options_of(group), _names(chosen)
     if ALL in names:
-        names = options
+        names = [*options, *(name for name in names if name not in (*options, ALL))]
     nodes: dict[str, dict[str, Any]] = {}
     for name in names:
         if name not in options:
@@ -73,8 +73,8 @@ def nodes_of(group: str, chosen: Any, changes: Any, found: Found) -> dict[str, d
         if not isinstance(keys, Mapping):
             found.add([Mistake(f"{group}.{name}", keys, "no key is named", f"give {group}.{name}.<key>=…")])
         elif name not in nodes:
-            problem, remedy = f"{name} is not among the chosen", f"name it in {group}=…, then {group}.{name}.<key>=…"
-            found.add([Mistake(f"{group}.{name}", keys, problem, remedy)])
+            problem, remedy = f"{name} is not among the chosen", f"name it in {group}=…, or leave the key out"
+            found.add(Mistake(f"{group}.{name}.{key}", value, problem, remedy) for key, value in keys.items())
         elif "num_episodes" in keys:
             problem = "all samplers draw the same number of episodes"
             found.add([Mistake(f"{group}.{name}.num_episodes", keys["num_episodes"], problem, "set num_episodes=…")])

@@ -63,8 +63,8 @@ def read_rows(path: Path) -> tuple[Columns, dict[str, Any]]:
         raise ValueError(told(path, "is cut short", "copy it again, or save the rollout again"))
     try:
         schema = pq.read_schema(path)
-        text, digest = ((schema.metadata or {}).get(key) for key in (META, DIGEST))
-        meta = json.loads(text or b"null")
+        text, digest = (schema.metadata or {}).get(META, b"null"), (schema.metadata or {}).get(DIGEST)
+        meta = json.loads(text)
         _check_schema(path, schema, meta)
         columns = pq.read_table(path, columns=SCHEMA.names, page_checksum_verification=True).to_pydict()
     except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError, MemoryError) as error:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from msgrpo_lab.config import conf_dir
+from msgrpo_lab.config import tree as trees
 from msgrpo_lab.config.mistakes import ConfigError, Mistake, closest_first, did_you_mean, one_line
 from msgrpo_lab.config.rules import LARGEST_SEED
 from msgrpo_lab.config.value_types import Range, describe, fits
@@ -27,6 +28,8 @@ from msgrpo_lab.fidelity.meter import Reduction
 from msgrpo_lab.sampler.base import EpisodeSampler
 
 NAME = "compare"
+MISSING = "???"
+"""Stands in YAML for a value that must be given."""
 LISTS = ("credit", "sampler")
 """Keys that hold names of the files of a folder of `conf/`, and under whose names single keys of them are set."""
 LOGGERS = ("mlflow",)
@@ -109,12 +112,15 @@ def _plain(arguments: Sequence[str], found: Found) -> dict[str, Any]:
     Raises:
         ConfigError: a `${…}` stands for nothing, or keys contradict each other, so that there is nothing to check.
     """
-    try:
-        return OmegaConf.to_container(_composed(arguments, found), resolve=True)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        reason = one_line(str(error).partition("\n")[0])
-        found.add([f"command line: {reason}; give plain values, or ${{…}} of a key of conf/{NAME}.yaml"])
-        raise ConfigError(found.lines) from error
+    composed = _composed(arguments, found)
+    mistakes: list[Mistake] = []
+    values: dict[str, Any] = trees.plain(composed, mistakes)
+    if OmegaConf.is_missing(composed, "rollouts"):
+        values["rollouts"] = MISSING  # told with an example of a file
+    if unresolved := [mistake for mistake in mistakes if mistake.value != MISSING]:
+        found.add(unresolved)
+        raise ConfigError(found.lines)
+    return values
 
 
 def _composed(arguments: Sequence[str], found: Found) -> DictConfig:
@@ -132,7 +138,12 @@ def _composed(arguments: Sequence[str], found: Found) -> DictConfig:
             continue
         head, _, rest = key.partition(".")
         nested = head in (*LISTS, "logger", "paths")
-        if head not in known or "" in key.split(".") or (rest and not nested) or (head == "paths" and not rest):
+        if head == "paths" and rest not in base["paths"]:
+            folders = [f"paths.{name}" for name in base["paths"]]
+            problem = "no such key" if rest else "must be a section of keys"
+            found.add([Mistake(key, text, problem, f"give {' or '.join(f'{name}=…' for name in reversed(folders))}")])
+            continue
+        if head not in known or "" in key.split(".") or (rest and not nested):
             remedy = f"{did_you_mean(key, known)}the keys are: {', '.join(closest_first(key, known))}"
             found.add([Mistake(key, text, "no such key", remedy)])
             continue
@@ -151,7 +162,11 @@ def _composed(arguments: Sequence[str], found: Found) -> DictConfig:
 
 def _value(text: str) -> Any:
     """A value as Hydra's command line reads it: numbers, truth values, null, lists, else text, the empty one too."""
-    return "" if text == "" else OmegaConf.from_dotlist([f"value={text}"])["value"]
+    if text == "":
+        return ""
+    tree = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+    assert isinstance(tree, dict)
+    return tree["value"]
 
 
 def _choose_logger(tree: DictConfig, later: Sequence[tuple[str, Any]], found: Found) -> None:
@@ -169,8 +184,12 @@ def _choose_logger(tree: DictConfig, later: Sequence[tuple[str, Any]], found: Fo
 
 
 def _key_mistakes(plain: Mapping[str, Any]) -> Iterator[Mistake]:
+    for name, folder in plain["paths"].items():
+        if not isinstance(folder, str) or not folder.strip():
+            problem = "must not be empty" if folder == "" else "must be text"
+            yield Mistake(f"paths.{name}", folder, problem, "give a folder, or leave the key out")
     for key, (annotation, example) in KEYS.items():
-        if key == "rollouts" and plain[key] == "???":
+        if key == "rollouts" and plain[key] == MISSING:
             yield Mistake(key, "???", "a value is missing", f"give a saved rollout, for example {key}={example}")
         elif not fits(plain[key], annotation):
             yield Mistake(key, plain[key], f"must be {describe(annotation)}", f"give for example {key}={example}")

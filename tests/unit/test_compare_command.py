@@ -216,7 +216,7 @@ def test_a_figure_without_samplers(played: Played, tmp_path: Path) -> None:
         (["credit.gigpo.gama=1"], "credit.gigpo.gama=1: GiGPO has no such key; did you mean 'gamma'?"),
         (["credit.gigpo.gamma=2"], "credit.gigpo.gamma=2"),
         (["credit.gigpo.gamma=x"], "credit.gigpo.gamma=x: must be a number, not str; give a number"),
-        (["credit=rloo", "credit.gigpo.gamma=1"], "credit.gigpo={{'gamma': 1}}: gigpo is not among the chosen"),
+        (["credit=rloo", "credit.gigpo.gamma=1"], "credit.gigpo.gamma=1: gigpo is not among the chosen"),
         (["sampler.uniform.num_episodes=3"], "sampler.uniform.num_episodes=3: all samplers draw the same number"),
         (["num_episodes=65"], "num_episodes=65: {file} holds 64; give at most 64"),
         (["num_episodes=0"], "num_episodes=0: must be a whole number at least 1 or null; give for example"),
@@ -258,7 +258,7 @@ def test_every_mistake_is_told(file: Path) -> None:
         "foo",
         "draws",
         "credit",
-        "credit.rloo",
+        "credit.rloo.delta",
         "sampler",
     ]
 
