@@ -33,8 +33,8 @@ log = logging.getLogger("analysis.comparison_figures")
 NAMES = 1.32
 """Inches for the names of scenarios left of a panel."""
 INTERVALS = {OVER_RUNS: "95 % interval over seeds", OVER_EPISODES: ONE_SEED_BANDS[OVER_EPISODES]}
-ROW = 0.34
-"""Inches a scenario takes in height."""
+ROW, BETWEEN, SPREAD = 0.34, 0.066, 0.52
+"""Inches a scenario takes in height at least, and between two of its marks; share of its height that they take."""
 
 
 def _list_scenarios(axes: Axes, titles: Sequence[str], *, named: bool) -> None:
@@ -46,7 +46,12 @@ def _list_scenarios(axes: Axes, titles: Sequence[str], *, named: bool) -> None:
 
 def _offsets(count: int) -> list[float]:
     """Heights around a row's middle for `count` marks."""
-    return [0.0] if count == 1 else [float(y) for y in np.linspace(-0.26, 0.26, count)]
+    return [0.0] if count == 1 else [float(y) for y in np.linspace(-SPREAD / 2, SPREAD / 2, count)]
+
+
+def _height(rows: int, marks: int) -> float:
+    """Inches for so many scenarios of so many marks, none on another."""
+    return rows * max(ROW, BETWEEN * (marks - 1) / SPREAD) + 0.1
 
 
 def _mark(axes: Axes, y: float, value: float, ends: tuple[float, float], colour: str, *, filled: bool) -> None:
@@ -87,7 +92,7 @@ def sampler_ablation(points: pd.DataFrame) -> Drawing | None:
         if ((drawn["method"] == method) & (drawn["budget"] == budget)).any()
     ]
     titles = ["Gain in normalised score", "Probability of improvement"]
-    sheet = Sheet(titles, plot_height=ROW * len(envs) + 0.1, lefts=(NAMES, 0.3))
+    sheet = Sheet(titles, plot_height=_height(len(envs), len(marks)), lefts=(NAMES, 0.3))
     panels = (("difference", "low", "high", 0.0), ("better", "better_low", "better_high", 0.5))
     for column, (value, low, high, nothing) in enumerate(panels):
         axes = sheet.axes(column)
@@ -130,7 +135,7 @@ def score_against_optimal(points: pd.DataFrame) -> Drawing | None:
     methods, style = list(table["method"].unique()), styles_of(points)
     profile = profiles(points)
     titles = ["Normalised score", *([] if profile.empty else ["Runs above a score"])]
-    sheet = Sheet(titles, plot_height=max(1.3, ROW * len(rows) + 0.1), lefts=(NAMES, 0.56))
+    sheet = Sheet(titles, plot_height=max(1.3, _height(len(rows), len(methods))), lefts=(NAMES, 0.56))
     axes = sheet.axes(0)
     for end in (0.0, 1.0):
         axes.axvline(end, color=REFERENCE_COLOUR, lw=0.7, ls=(0, (4, 3)), zorder=1)

@@ -8,8 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+
+from analysis.cells import join, label_methods
 
 EVAL_EVERY = 5
 UPDATES = 40
@@ -108,6 +111,21 @@ def curves(job: Job) -> dict[str, dict[int, float]]:
         for name, value in zip(("return_mean", "success_rate"), values, strict=True):
             out[f"reference/{job.env}/{player}/{name}"] = {0: value}
     return {name: points for name, points in out.items() if not name.startswith(job.without or ("\0",))}
+
+
+def points_of(jobs: Mapping[tuple[str, str, str], Mapping[str, Mapping[int, float]]]) -> pd.DataFrame:
+    """Points of runs written out by hand, from {(env, sampler, seed): {metric: {step: value}}}."""
+    runs = pd.DataFrame(list(jobs), columns=["env", "sampler", "seed"])
+    runs["run_id"] = runs["name"] = [f"r{place}" for place in range(len(jobs))]
+    runs["start"] = pd.date_range("2025-01-01", periods=len(jobs), freq="min", tz="UTC")
+    runs[["credit", "model", "prompt"]] = ""
+    rows = [
+        (f"r{place}", metric, step, value)
+        for place, values in enumerate(jobs.values())
+        for metric, logged in values.items()
+        for step, value in logged.items()
+    ]
+    return join(label_methods(runs), pd.DataFrame(rows, columns=["run_id", "metric", "step", "value"]))
 
 
 class Store:

@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 import pytest
+from analysis_synthetic import points_of
 
 from analysis.ablation import ALL, AT_TOKENS, AT_UPDATES, ablation, counterparts, run_scores
-from analysis.cells import join, label_methods
 from analysis.comparison_figures import sampler_ablation, score_against_optimal
 from analysis.curves import best_run
 from analysis.efficiency import priced
@@ -16,21 +16,6 @@ from analysis.panels import paper_style
 from analysis.scores import normalised_scores, profiles
 
 LAKE = "eval/frozenlake/normalised_score"
-
-
-def points_of(jobs):
-    """Points from {(env, sampler, seed): {metric: {step: value}}}."""
-    runs = pd.DataFrame(list(jobs), columns=["env", "sampler", "seed"])
-    runs["run_id"] = runs["name"] = [f"r{place}" for place in range(len(jobs))]
-    runs["start"] = pd.date_range("2025-01-01", periods=len(jobs), freq="min", tz="UTC")
-    runs[["credit", "model", "prompt"]] = ""
-    rows = [
-        (f"r{place}", metric, step, value)
-        for place, values in enumerate(jobs.values())
-        for metric, logged in values.items()
-        for step, value in logged.items()
-    ]
-    return join(label_methods(runs), pd.DataFrame(rows, columns=["run_id", "metric", "step", "value"]))
 
 
 def job(scores, tokens_an_update, env="frozenlake", updates=10, **others):
