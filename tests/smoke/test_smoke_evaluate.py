@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lab, dict[s
     """A folder with all weights of a small policy, and what training's own evaluation said of it."""
     folder = tmp_path_factory.mktemp("trained") / "last"
     lab = small_lab("env=frozenlake_slippery")
-    move(lab.policy, scale=0.3)
+    move(lab.policy, scale=0.02)
     own = HeldOutEvaluation(episodes=24, every=100, scenario="frozenlake_slippery", reference_simulations=4)
     fit(lab, epochs=1, callbacks=[own])
     lab.policy.save(folder)
