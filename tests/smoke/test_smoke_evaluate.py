@@ -141,11 +141,11 @@ def test_an_adapter_is_put_into_its_base_and_the_base_stays_as_it_was(
     lab.policy.save(here / "untrained")
     move(lab.policy, scale=0.5)
     lab.policy.save(here / "moved")
-    rows = evaluate("policy=base,moved,untrained", *model, "decoding=sampled", "scenario=frozenlake")
+    rows = evaluate("policy=moved,base,untrained", *model, "decoding=sampled", "scenario=frozenlake")
     keep = ("success_rate", "return_mean", "episode_length", "token_entropy")
-    base, moved, untrained = ([row[name] for name in keep] for row in rows)
+    moved, base, untrained = ([row[name] for name in keep] for row in rows)
     assert untrained == base != moved
-    assert [row["kind"] for row in rows] == ["base", "adapter", "adapter"]
+    assert [row["kind"] for row in rows] == ["adapter", "base", "adapter"]
     (line,) = refused(capsys, "policy=moved", "model=tiny", "scenario=frozenlake")
     assert line.startswith("msgrpo_lab: policy=moved: ")
     assert "is an adapter of another model" in line
