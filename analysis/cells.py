@@ -25,7 +25,7 @@ ENV_ORDER = (
     "snake_poison_banana",
 )
 IDENTITY = re.compile(
-    r"^param\.(paths|logger|callbacks)\.|(^|[._])(seed|run_id|run_name|dir|ckpt_path|resume|job_num|job_id)$"
+    r"^param\.(paths|logger|callbacks|checkpoint)\.|(^|[._])(seed|run_id|run_name|dir|ckpt_path|resume|job_num|job_id)$"
 )
 """Parameters that tell two runs of one setting apart, and are no setting themselves."""
 

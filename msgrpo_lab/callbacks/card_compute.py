@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from msgrpo_lab.callbacks.markdown import MISSING, count, duration, escape, number, table
 from msgrpo_lab.callbacks.sweep_record import JobRecord, SweepRecord
+from msgrpo_lab.callbacks.tracked_run import RESUMED_TAG
 
 
 def compute(sweep: SweepRecord) -> str:
@@ -18,6 +19,9 @@ def compute(sweep: SweepRecord) -> str:
         "Sums over the runs of a row; the last row has unfinished jobs too. Training time is rollouts and updates;",
         "core-hours are job time × threads of torch; the credit rule's share is of training time.",
     ]
+    resumed = sum(RESUMED_TAG in job.tags for job in sweep.jobs)
+    if resumed:
+        lines.append(f"{resumed} job{'s' if resumed != 1 else ''} resumed: the pause before counts as job time.")
     hours = _sum(sweep.jobs, _accelerator_hours)
     if hours:
         lines.append(f"Accelerator-hours: {number(hours, 2)}.")

@@ -25,7 +25,7 @@ _WANTED = re.compile(
 )
 """Metrics whose whole history is read; of all others the last value is enough."""
 _IDENTITY = re.compile(
-    r"^(paths|logger|callbacks)\.|(^|[._])(seed|run_id|run_name|dir|ckpt_path|resume|job_num|job_id)$"
+    r"^(paths|logger|callbacks|checkpoint)\.|(^|[._])(seed|run_id|run_name|dir|ckpt_path|resume|job_num|job_id)$"
 )
 """Parameters that tell two jobs of one setting apart, and are no setting themselves."""
 _GROUPS = ("env", "sampler", "credit", "model", "prompt")

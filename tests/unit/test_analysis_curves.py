@@ -142,7 +142,16 @@ def test_a_tag_that_differs_is_part_of_the_method(tag):
 
 @pytest.mark.parametrize(
     "key",
-    ["seed", "data__seed", "paths__outputs", "logger__folder", "trainer__default_root_dir", "ckpt_path", "resume"],
+    [
+        "seed",
+        "data__seed",
+        "paths__outputs",
+        "logger__folder",
+        "checkpoint__every",
+        "trainer__default_root_dir",
+        "ckpt_path",
+        "resume",
+    ],
 )
 def test_what_tells_runs_apart_is_no_setting(key):
     runs = make_runs(("snake", "uniform", "0"), ("snake", "uniform", "1"), **{key: ["0", "1"]})

@@ -133,6 +133,13 @@ def test_compute_adds_up() -> None:
     assert "Accelerator-hours" not in text
 
 
+def test_the_pause_of_a_resumed_job_is_told() -> None:
+    plain = job()
+    again = job(seed="1", tags={**plain.tags, "seed": "1", "msgrpo.resumed": "2"})
+    assert "1 job resumed: the pause before counts as job time." in render(sweep(plain, again))
+    assert "resumed" not in render(sweep(plain))
+
+
 def test_accelerator_hours_are_told_where_there_was_one() -> None:
     gpu = {**HARDWARE, "accelerators": ["Card"]}
     assert "Accelerator-hours: 1.00." in render(sweep(job(hardware=gpu)))
@@ -173,7 +180,7 @@ def test_baselines_lengths_protocol_and_origin_are_told() -> None:
 
 def test_settings_that_differ_are_two_methods_not_two_seeds() -> None:
     jobs = [
-        job(seed=str(seed), params={"optim.lr": rate, "model.seed": str(seed)})
+        job(seed=str(seed), params={"optim.lr": rate, "model.seed": str(seed), "checkpoint.every": str(seed)})
         for seed, rate in enumerate(("1e-3", "1e-4"))
     ]
     assert [method for _, method in sweep(*jobs).cells()] == ["uniform, optim.lr=1e-3", "uniform, optim.lr=1e-4"]
