@@ -16,6 +16,8 @@ from msgrpo_lab.config.tree import section, whole
 from msgrpo_lab.config.value_types import UNRESOLVED, annotations_of, describe, fits
 from msgrpo_lab.redaction import HIDDEN, has_password, looks_secret
 
+OF_TRAINING = frozenset({"resume", "ckpt_path"})
+"""Values that mean this only where something is trained (`update`); an evaluation has a `resume` of its own."""
 TAG_PARSER = "ActionTagParser"
 """Reads the action out of an XML tag."""
 LARGEST_SEED = 2**63 - 1
@@ -27,6 +29,8 @@ TRACKED = "run:"
 def check_sections(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     """Mistakes in the sections that are plain values: unknown keys, types, ranges."""
     for key, annotation in VALUES.items():
+        if key in OF_TRAINING and "update" not in tree:
+            continue
         if key in tree and not fits(tree[key], annotation):
             yield Mistake(key, tree[key], f"must be {describe(annotation)}", f"give for example {key}={EXAMPLES[key]}")
     for key, schema in SECTIONS.items():
