@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from hydra import compose
@@ -17,7 +18,7 @@ from yaml import YAMLError
 
 from msgrpo_lab.config.hydra_errors import Vocabulary, explain, explain_syntax
 from msgrpo_lab.config.mistakes import ConfigError
-from msgrpo_lab.config.overrides import check_overrides
+from msgrpo_lab.config.overrides import LATER_KEYS, check_overrides
 
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
 
@@ -94,14 +95,28 @@ class Composer:
                 continue
             if misled:
                 raise ConfigError(lines)
-            return Composed(config, tuple(lines))
+            return Composed(config, (*lines, *self._foreign(config)))
+
+    def _foreign(self, config: DictConfig) -> Iterator[str]:
+        """A preset of another command adds keys that nothing here reads, and all else would stay as it is."""
+        preset = config.hydra.runtime.choices.get("experiment")
+        if preset in (None, "null"):
+            return
+        foreign = [str(key) for key in config if key not in {*self._top_keys, *LATER_KEYS, "hydra"}]
+        if foreign:
+            problem = f"it sets {', '.join(foreign)}, which this command does not have"
+            yield f"experiment={preset}: {problem}; give a preset of this command, or use it with the one it is for"
+
+    @cached_property
+    def _top_keys(self) -> frozenset[str]:
+        """Top-level keys of the configuration without any override."""
+        return frozenset(key.partition(".")[0] for key in self._vocabulary([]).keys)
 
     def _useless(self, overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Overrides that Hydra would take, and no job can use."""
         changing = [one for one in self.parse(overrides) if one.is_add() or one.is_force_add() or one.is_delete()]
         if changing:
-            words = self._vocabulary([])
-            yield from check_overrides(changing, {key.partition(".")[0] for key in words.keys}, words.groups)
+            yield from check_overrides(changing, self._top_keys, self._vocabulary([]).groups)
 
     def _vocabulary(self, overrides: Sequence[str]) -> Vocabulary:
         options = dict(self._options(""))

@@ -50,6 +50,15 @@ def test_every_evaluation_preset_is_sound_and_names_what_there_is(preset: str) -
     assert config.episodes == 50
 
 
+@pytest.mark.parametrize("preset", evaluation_presets())
+def test_a_preset_of_evaluations_trains_nothing(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        check_command_line([preset], "train")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"msgrpo_lab: {preset}: it sets policy, ")
+    assert "which this command does not have; give a preset of this command" in line
+
+
 def test_the_main_job_is_sound() -> None:
     check_command_line(["-m", "sampler=uniform,abs_adv", "env=snake,frozenlake"], "train")
 
