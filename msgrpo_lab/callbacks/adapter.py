@@ -12,12 +12,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from safetensors import SafetensorError
 
 from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
 from msgrpo_lab.callbacks.run_logger import RunLogger
+from msgrpo_lab.callbacks.store import reason_of
 from msgrpo_lab.checkpoint.state import load_trainable, trainable
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.module import LAPModule
+from msgrpo_lab.run_folder import RunFolderError
 
 log = logging.getLogger(__name__)
 
@@ -66,19 +69,41 @@ class AdapterKeeper(L.Callback):
         self.best_score, self.best_update = float(state_dict["best_score"]), int(state_dict["best_update"])
 
     def keep(self, policy: LanguagePolicy, loggers: Iterable[Logger]) -> None:
-        """Writes both, and hands them to those of `loggers` that are of MLflow."""
+        """Writes both, and hands them to those of `loggers` that are of MLflow.
+
+        Raises:
+            RunFolderError: they cannot be written; what was there before is still there.
+        """
         target = self.folder / "adapter"
-        shutil.rmtree(target, ignore_errors=True)
-        policy.save(target / "last")
-        if self.best:
-            last = {name: value.clone() for name, value in trainable(policy).items()}
-            load_trainable(policy, self.best)
-            policy.save(target / "best")
-            load_trainable(policy, last)
-            log.info("best held-out return %.3f at update %d, kept in %s", self.best_score, self.best_update, target)
+        try:
+            self._write(policy, target)
+        except (OSError, SafetensorError) as error:
+            reason = f"the adapter could not be written ({reason_of(error)})"
+            remedy = "make room; the same command with resume=auto goes on from the last checkpoint and writes it"
+            raise RunFolderError(f"{target}: {reason}; {remedy}") from error
         for logger in loggers:
             if isinstance(logger, RunLogger):
                 logger.log_artifact(target, "adapter")
+
+    def _write(self, policy: LanguagePolicy, target: Path) -> None:
+        """Both or nothing: what was kept before stays until they are complete."""
+        temporary = target.with_name(f".{target.name}.writing")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            policy.save(temporary / "last")
+            if self.best:
+                last = {name: value.clone() for name, value in trainable(policy).items()}
+                load_trainable(policy, self.best)
+                try:
+                    policy.save(temporary / "best")
+                finally:
+                    load_trainable(policy, last)
+                log.info("best held-out return %.3f at update %d, in %s", self.best_score, self.best_update, target)
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def _policy(module: L.LightningModule) -> LanguagePolicy:

@@ -48,9 +48,9 @@ def mlflow_module() -> ModuleType:
         os.environ.setdefault(name, value)
     import mlflow
 
-    for name in ("alembic", "mlflow.system_metrics.system_metrics_monitor"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return mlflow
 
 
@@ -67,6 +67,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(database_error, Exception):
         return str(database_error)
     text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+    if system_error := re.search(r"\[Errno \d+\] ([\w ]+)", text):
+        return system_error[1]
     return re.sub(r"(://[^:/@\s]*):[^/@\s]*@", r"\1:***@", text.splitlines()[0])[:LONGEST_REASON]
 
 

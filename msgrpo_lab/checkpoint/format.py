@@ -107,7 +107,7 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
     tensors = {WEIGHTS: snapshot.weights, OPTIMIZER: snapshot.optimizer, BEST: snapshot.best}
     for name, values in tensors.items():
         if values is not None:
-            save_file({key: value.detach().contiguous() for key, value in values.items()}, folder / name)
+            _save(folder / name, values)
     (folder / STATE).write_bytes(_json(snapshot.state))
     files = {}
     for path in sorted(folder.iterdir()):
@@ -118,6 +118,13 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
     (folder / MANIFEST).write_bytes(_manifest_bytes(files))
     sync(folder / MANIFEST)
     sync(folder)
+
+
+def _save(path: Path, tensors: Tensors) -> None:
+    try:
+        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
+    except SafetensorError as error:  # which is what the library makes of a full disk
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def _manifest_bytes(files: Mapping[str, Any]) -> bytes:
