@@ -13,7 +13,7 @@ import lightning as L
 from msgrpo_lab.callbacks.adapter import AdapterKeeper
 from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.checkpoint.format import Snapshot, write_checkpoint
-from msgrpo_lab.checkpoint.locate import FOLDER, clear_leftovers, newest, prune
+from msgrpo_lab.checkpoint.locate import FOLDER, checkpoints, clear_leftovers, newest, prune
 from msgrpo_lab.checkpoint.state import capture, detached, load_trainable, restore, restore_optimizer
 from msgrpo_lab.module import LAPModule
 
@@ -71,6 +71,8 @@ class CheckpointKeeper(L.Callback):
         self.keep_last = keep_last
         self.pending: Snapshot | None = None
         """The last whole epoch, while it is not on the disk."""
+        self.needed: int | None = None
+        """The newest checkpoint up to this update is kept too, to be rolled back to."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Update 0: what a policy that breaks down at once is rolled back to."""
@@ -92,8 +94,8 @@ class CheckpointKeeper(L.Callback):
         if self.pending is not None:
             self._write(self.pending)
 
-    def roll_back(self, trainer: L.Trainer, module: LAPModule, lr_factor: float) -> int:
-        """Gives a run the parameters and the optimiser of its newest checkpoint, and goes on with a lower rate.
+    def roll_back(self, trainer: L.Trainer, module: LAPModule, lr_factor: float, until: int | None = None) -> int:
+        """Gives a run the parameters and the optimiser of an earlier checkpoint, and goes on with a lower rate.
 
         It goes on, not back: counters, epochs and the schedule's place stay as they are, so no metric is logged twice
         and the next rollout is another one. All later learning rates are `lr_factor` times what they would have been;
@@ -104,6 +106,7 @@ class CheckpointKeeper(L.Callback):
             trainer: in the middle of `fit`.
             module: what is trained.
             lr_factor: in (0, 1].
+            until: the newest checkpoint up to this update is taken; None takes the newest of all.
 
         Returns:
             The update whose parameters the run has now.
@@ -111,7 +114,11 @@ class CheckpointKeeper(L.Callback):
         Raises:
             CheckpointError: there is no sound checkpoint.
         """
-        found = newest(self.parent, wanted=lambda snapshot: self._due(snapshot.epoch))
+
+        def wanted(snapshot: Snapshot) -> bool:
+            return self._due(snapshot.epoch) and (until is None or snapshot.update <= until)
+
+        found = newest(self.parent, wanted)
         if found is None:
             raise CheckpointError(f"{self.parent}: there is no checkpoint to roll back to; set checkpoint.every lower")
         snapshot = found[1]
@@ -124,6 +131,14 @@ class CheckpointKeeper(L.Callback):
             group["lr"] = rate * lr_factor
         scheduler._last_lr = [group["lr"] for group in trainer.optimizers[0].param_groups]
         return snapshot.update
+
+    def _needed(self, snapshot: Snapshot) -> set[int]:
+        """The checkpoint that a roll-back would take, once `snapshot` has been written."""
+        if self.needed is None or snapshot.epoch == 0:
+            return set()
+        between = self.every * (snapshot.update // snapshot.epoch)
+        due = [update for update, _ in checkpoints(self.parent) if update % between == 0 and update <= self.needed]
+        return set(due[-1:])
 
     def _due(self, epoch: int) -> bool:
         return epoch % self.every == 0
@@ -138,8 +153,8 @@ class CheckpointKeeper(L.Callback):
         try:
             write_checkpoint(self.parent, snapshot)
             self.pending = None
-            best = {self.adapter.best_update} if self.adapter.best else set()
-            prune(self.parent, keep=best, last=self.keep_last)
+            keep = {self.adapter.best_update} if self.adapter.best else set()
+            prune(self.parent, keep=keep | self._needed(snapshot), last=self.keep_last)
         except OSError as error:
             self.pending = detached(snapshot)
             reason = error.strerror or str(error)

@@ -13,8 +13,8 @@ from lab_made import Memory, fit, small_lab
 from msgrpo_lab.assemble import Lab
 from msgrpo_lab.callbacks.adapter import AdapterKeeper
 from msgrpo_lab.callbacks.checkpoints import CheckpointKeeper, Resumption
-from msgrpo_lab.callbacks.collapse import CollapseMonitor
 from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.callbacks.watchdogs import Watchdogs
 from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.checkpoint.format import Snapshot, read_checkpoint
 from msgrpo_lab.checkpoint.locate import FOLDER, checkpoints, newest
@@ -52,13 +52,13 @@ class Run:
         )
         self.evaluation = HeldOutEvaluation(episodes=2, every=1, reference_simulations=2, scenario="lake")
         self.adapter = AdapterKeeper(folder=folder, evaluation=self.evaluation)
-        self.collapse = CollapseMonitor(min_action_entropy=9.0, patience=2)
+        self.watchdogs = Watchdogs(min_action_entropy=9.0, patience=2)
         self.keeper = CheckpointKeeper(
             folder=folder, origin={"config": {}}, adapter=self.adapter, every=every, keep_last=keep_last
         )
         first = [] if snapshot is None else [Resumption(snapshot=snapshot, adapter=self.adapter)]
         last = [] if stop is None else [stop]
-        self.callbacks = [*first, self.evaluation, self.collapse, self.adapter, self.keeper, *last]
+        self.callbacks = [*first, self.evaluation, self.watchdogs, self.adapter, self.keeper, *last]
         self.folder = folder
 
     def fit(self) -> Memory:
@@ -98,7 +98,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path, env: str, lora: in
         assert torch.equal(value, trainable(part.lab.policy)[name]), name
     assert (part.adapter.best_score, part.adapter.best_update) == (whole.adapter.best_score, whole.adapter.best_update)
     assert all(torch.equal(part.adapter.best[name], value) for name, value in whole.adapter.best.items())
-    assert part.collapse.state_dict() == whole.collapse.state_dict()
+    assert part.watchdogs.state_dict() == whole.watchdogs.state_dict()
     ours, theirs = (read_checkpoint(tmp_path / name / FOLDER / "update-00000008") for name in ("whole", "parts"))
     assert all(torch.equal(ours.optimizer[name], theirs.optimizer[name]) for name in ours.optimizer)
     assert ours.state["scheduler"] == theirs.state["scheduler"]

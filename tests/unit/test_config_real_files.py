@@ -11,10 +11,10 @@ from hydra.utils import instantiate
 from lab_made import evaluation_presets, training_presets
 from omegaconf import DictConfig, OmegaConf
 
-from msgrpo_lab.callbacks.collapse import CollapseMonitor
 from msgrpo_lab.callbacks.fidelity import FidelityMeter
 from msgrpo_lab.callbacks.progress import RichTwoBars
 from msgrpo_lab.callbacks.rollouts import RolloutKeeper
+from msgrpo_lab.callbacks.watchdogs import Watchdogs
 from msgrpo_lab.config import PathsConfig, RolloutConfig, SamplingConfig, UpdateConfig, check_command_line, conf_dir
 from msgrpo_lab.config import paths as config_paths
 from msgrpo_lab.evaluate import LIGHT_GROUPS
@@ -107,7 +107,7 @@ def test_mistakes_in_the_real_configuration_take_one_line(
 
 
 def test_a_callback_can_be_left_out() -> None:
-    check_command_line(["callbacks.collapse=null"], "train")
+    check_command_line(["callbacks.watchdogs=null"], "train")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_debug_chooses_the_tiny_model_unless_the_command_line_names_another() ->
 
 def test_the_callbacks_are_constructed_from_their_file() -> None:
     callbacks = [instantiate(node) for node in composed().callbacks.values()]
-    assert [type(callback) for callback in callbacks] == [RichTwoBars, CollapseMonitor, FidelityMeter, RolloutKeeper]
+    assert [type(callback) for callback in callbacks] == [RichTwoBars, Watchdogs, FidelityMeter, RolloutKeeper]
 
 
 def test_outputs_go_under_the_chosen_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
