@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.config.components import check_component, locate, parameters_of
 from msgrpo_lab.config.mistakes import ConfigError, Mistake, one_line, show
+from msgrpo_lab.config.model_rules import check_model
 from msgrpo_lab.config.rules import check_across, check_secrets, check_sections
 from msgrpo_lab.config.tree import components, plain
 from msgrpo_lab.config.value_types import UNRESOLVED
@@ -42,6 +43,8 @@ SHAPES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """What the components of a group are, and methods that tell one; a class without them is not even constructed."""
 
+MODEL_IS_READ = frozenset({"model", "prompt", "env", "rollout", "update", "trainer"})
+"""Sections of a configuration that trains a model, whose shape and tokenizer are then looked at."""
 _INTERPOLATED = re.compile(r"\$\{([\w.]+)\}")
 
 SUPPLIED: Mapping[str, frozenset[str]] = {}
@@ -83,6 +86,8 @@ def validate(
             for path, component in _components_of(group, node):
                 misshapen = [str(mistake) for mistake in _check_shape(path, group, component)]
                 lines += misshapen or list(_construct(path, component))
+    if not lines and tree.keys() >= MODEL_IS_READ:
+        lines = [str(mistake) for mistake in check_model(tree)]
     lines = _one_a_key(_without_echoes(lines, raw))
     if lines:
         raise ConfigError(lines)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 import transformers
 
@@ -111,6 +112,24 @@ WRONG: list[tuple[str, list[str]]] = [
     ("train model.path=/no/such", ["model.path=/no/such: there is nothing at /no/such; give"]),
     ("train model.precision=float16", ["model.precision=float16: must be one of auto, float32, bfloat16; give"]),
     ("train model.lora_rank=0", ["model.lora_rank=0: must be at least 1; null trains all weights; give"]),
+    (
+        "train model=tiny model.lora_rank=4 model.lora_targets=[nosuch]",
+        ["model.lora_targets=[nosuch]: the model has"],
+    ),
+    (
+        "train model=tiny model.lora_rank=4 model.lora_targets=q_proj",
+        ["model.lora_targets=q_proj: a text is a"],
+    ),
+    (
+        "train model=tiny model.lora_rank=4 model.lora_targets=[lm_head]",
+        ["model.lora_targets=[lm_head]: the model"],
+    ),
+    ("train model=tiny model.lora_rank=9999", ["model.lora_rank=9999: the model's matrices are only 128 wide"]),
+    ("train model=tiny update.token_budget=20", ["update.token_budget=20: the longest row has "]),
+    (
+        "train model=tiny rollout.sampling.constrain=false rollout.sampling.max_new_tokens=3000",
+        ["rollout.sampling.max_new_tokens=3000: with a prompt of "],
+    ),
     ("train model.seed=-1", ["model.seed=-1: must be at least 0; give"]),
     ("train model=tiny model.source.hidden_size=100", ["model.source.hidden_size=100: must be an even multiple of"]),
     # what watches, and where it is kept
@@ -161,11 +180,17 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     for owner, name in (
         (transformers.AutoModelForCausalLM, "from_pretrained"),
-        (transformers.LlamaForCausalLM, "__init__"),
         (torch, "load"),
-        (torch.nn.Linear, "__init__"),
+        (safetensors, "safe_open"),
     ):
         monkeypatch.setattr(owner, name, refused)
+    made = torch.nn.Linear.__init__
+
+    def without_storage(layer: torch.nn.Linear, *arguments: object, **named: object) -> None:
+        assert torch.get_default_device().type == "meta", "weights were made"
+        made(layer, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.Linear, "__init__", without_storage)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MSGRPO_ROOT", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["command"])
