@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgrpo_lab.lap.manifest import check_manifest
+
 if TYPE_CHECKING:
     from msgrpo_lab.lap.policy import LanguagePolicy
 
@@ -64,6 +66,8 @@ def read_weights(folder: Path) -> Weights | None:
     Raises:
         ValueError: it is one, and incomplete or damaged; one line without the key.
     """
+    if any((folder / name).is_file() for name in (LORA_CONFIG, MODEL_CONFIG)):
+        check_manifest(folder)
     if (folder / LORA_CONFIG).is_file():
         try:
             config = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8"))

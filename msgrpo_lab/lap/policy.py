@@ -24,6 +24,7 @@ from transformers import DynamicCache
 from msgrpo_lab.lap.decoder import BlockDecoder
 from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, entropy, sampled_logprobs
 from msgrpo_lab.lap.library import LibraryDecoder, autocast
+from msgrpo_lab.lap.manifest import write_manifest
 from msgrpo_lab.lap.plan import ForwardPlan
 from msgrpo_lab.lap.rows import Sharing, plan_forward
 from msgrpo_lab.lap.sources import quiet_transformers
@@ -269,8 +270,9 @@ class LanguagePolicy(nn.Module):
         return sampled_logprobs(logits, logprobs, rule, pair_node, pair_column), entropy(logprobs)
 
     def save(self, folder: Path) -> None:
-        """Writes what was trained: the adapter in PEFT's format, or all weights, as safetensors."""
+        """Writes what was trained: the adapter in PEFT's format, or all weights, as safetensors, with checksums."""
         with quiet_transformers():
             self.model.save_pretrained(folder)  # type: ignore[operator]
             if not self.has_adapter:
                 self.tokenizer.save_pretrained(folder)
+        write_manifest(folder)
