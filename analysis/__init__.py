@@ -1,1 +1,1 @@
-"""From tracked runs to figures: `load` (MLflow to tables), `curves` (aggregates), `stats`, `plots`, `report`."""
+"""From tracked runs to figures: `load` and `evaluations` read MLflow, `cells` and `curves` aggregate, `plots` draws."""

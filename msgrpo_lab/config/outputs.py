@@ -1,12 +1,12 @@
-"""Is there a place for what a command is to write? Asked before anything is computed; nothing is made."""
+"""Is there a place for what a command is to write? Asked before anything is computed; nothing is left behind."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from msgrpo_lab.config.mistakes import Mistake
+from msgrpo_lab.config.paths import why_unwritable
 
 
 def file_mistakes(key: str, text: str, remedy: str) -> Iterator[Mistake]:
@@ -24,10 +24,10 @@ def file_mistakes(key: str, text: str, remedy: str) -> Iterator[Mistake]:
         yield Mistake(key, text, f"{path} is a folder", remedy)
     elif not path.parent.is_dir():
         yield Mistake(key, text, f"there is no folder {path.parent}", "make it, or give a file in one that exists")
-    elif not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        yield Mistake(key, text, "cannot be written (Permission denied)", "give a file you may write")
     elif path.exists() and not path.is_file():
         yield Mistake(key, text, f"{path} is no plain file", remedy)
+    elif (reason := why_unwritable(path.parent)) is not None:
+        yield Mistake(key, text, f"cannot be written ({reason})", "give a file you may write")
 
 
 def folder_mistakes(key: str, text: str, remedy: str) -> Iterator[Mistake]:
@@ -38,5 +38,5 @@ def folder_mistakes(key: str, text: str, remedy: str) -> Iterator[Mistake]:
         yield Mistake(key, text, "must not be empty", remedy)
     elif not existing.is_dir():
         yield Mistake(key, text, f"{existing} is no folder", remedy)
-    elif not os.access(existing, os.W_OK):
-        yield Mistake(key, text, "cannot be written (Permission denied)", "give a folder you may write to")
+    elif (reason := why_unwritable(path)) is not None:
+        yield Mistake(key, text, f"cannot be written ({reason})", remedy)

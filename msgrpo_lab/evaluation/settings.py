@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from hydra.utils import instantiate
 
@@ -30,7 +30,7 @@ KEYS: Mapping[str, tuple[Any, Any]] = {
     "reference_simulations": (Annotated[int, Range(1)], 2000),
     "output": (str | None, "scores.json"),
     "folder": (str | None, "evaluation"),
-    "resume": (bool, True),
+    "resume": (Literal["auto"] | None, "auto"),
     "device": (str, "auto"),
 }
 """Plain keys: what fits, and an example."""
@@ -100,7 +100,8 @@ def read_settings(tree: Mapping[str, Any], choices: Mapping[str, str], say: Call
         contenders=contenders,
         scenarios=scenarios,
         decodings=[one for one in DECODINGS if one in tree["decoding"]],
-        **{key: tree[key] for key in ("episodes", "against", "reference_simulations", "resume")},
+        **{key: tree[key] for key in ("episodes", "against", "reference_simulations")},
+        resume=tree["resume"] == "auto",
         output=_path(tree["output"]),
         folder=_path(tree["folder"]),
         outputs=Path(tree["paths"]["outputs"]).expanduser().resolve(),

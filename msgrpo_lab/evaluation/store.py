@@ -159,7 +159,7 @@ class Store:
 
     def _damaged(self, path: Path, error: Exception) -> DamagedCellError:
         reason = " ".join(str(error).split()) or type(error).__name__
-        remedy = "delete the file to play it again, or give resume=false to play everything"
+        remedy = "delete the file to play it again, or give resume=null to play everything"
         return DamagedCellError(f"folder={self.folder.parent}: {path} cannot be used ({reason}); {remedy}")
 
 

@@ -6,7 +6,6 @@ of `conf/credit`, `conf/sampler` and `conf/logger` are the same ones, and so is 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from yaml import YAMLError
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.config import tree as trees
 from msgrpo_lab.config.mistakes import ConfigError, Mistake, closest_first, did_you_mean, one_line
+from msgrpo_lab.config.outputs import folder_mistakes
 from msgrpo_lab.config.rules import LARGEST_SEED
 from msgrpo_lab.config.value_types import Range, describe, fits
 from msgrpo_lab.credit.base import CreditAssigner
@@ -194,18 +194,7 @@ def _key_mistakes(plain: Mapping[str, Any]) -> Iterator[Mistake]:
         elif not fits(plain[key], annotation):
             yield Mistake(key, plain[key], f"must be {describe(annotation)}", f"give for example {key}={example}")
     if isinstance(plain["output"], str):
-        yield from _output_mistakes(plain["output"])
-
-
-def _output_mistakes(output: str) -> Iterator[Mistake]:
-    path = Path(output).expanduser().resolve()
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not output.strip():
-        yield Mistake("output", output, "must not be empty", "give a folder, or null to write nothing")
-    elif not existing.is_dir():
-        yield Mistake("output", output, f"{existing} is no folder", "give a folder, or null to write nothing")
-    elif not os.access(existing, os.W_OK):
-        yield Mistake("output", output, "cannot be written (Permission denied)", "give a folder you may write to")
+        yield from folder_mistakes("output", plain["output"], "give a folder, or null to write nothing")
 
 
 def _logger(plain: Mapping[str, Any], found: Found) -> Any:

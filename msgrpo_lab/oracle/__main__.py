@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from msgrpo_lab.config import ConfigError, check_command_line, conf_dir
 from msgrpo_lab.config.command_line import EXIT_CODE
 from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean
+from msgrpo_lab.config.outputs import file_mistakes
 from msgrpo_lab.config.value_types import Range, describe, fits
 from msgrpo_lab.oracle.difficulty import Difficulty, difficulty
 from msgrpo_lab.seeding import generator
@@ -45,23 +46,7 @@ def check(settings: Mapping[str, Any]) -> Iterator[Mistake]:
             )
     output = settings.get("output")
     if isinstance(output, str):
-        yield from _output_mistakes(output)
-
-
-def _output_mistakes(output: str) -> Iterator[Mistake]:
-    example = "give a file, for example output=difficulty.json"
-    path = Path(output).expanduser().resolve()
-    if not output.strip():
-        yield Mistake("output", output, "must not be empty", example)
-    elif path.is_dir():
-        yield Mistake("output", output, f"{path} is a folder", example)
-    elif not path.parent.is_dir():
-        problem = f"there is no folder {path.parent}"
-        yield Mistake("output", output, problem, "make it, or give a file in one that exists")
-    elif not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        yield Mistake("output", output, "cannot be written (Permission denied)", "give a file you may write")
-    elif path.exists() and not path.is_file():
-        yield Mistake("output", output, f"{path} is no plain file", example)
+        yield from file_mistakes("output", output, "give a file, for example output=difficulty.json")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -150,9 +150,11 @@ def test_figures_are_drawn_from_the_sweep(sweep: Path, tmp_path: Path) -> None:
     )
     succeeded(done)
     names = {path.name for path in out.iterdir() if path.stat().st_size > 0}
-    for figure in ("learning_curves", "final_comparison", "training_curves"):
-        assert {f"{figure}.png", f"{figure}.pdf"} <= names
-    assert [name for name in names if name.endswith(".md")]
+    figures = ["learning_curves", "final_comparison", "training_curves", "sampler_ablation", "score_against_optimal"]
+    for figure in [*figures, "efficiency", "entropies", "diagnostics"]:
+        assert {f"{figure}.{ending}" for ending in ("png", "pdf", "csv")} <= names
+    assert {"table.md", "card.md"} <= names
+    assert "FINISHED: 4 of 4 jobs finished" in (out / "card.md").read_text(encoding="utf-8")
     written = done.stdout.splitlines()
     assert written
     assert all(Path(line).is_file() for line in written)

@@ -16,13 +16,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from lab_made import SMALL, composed, fit, move, small_lab
+from lab_made import SMALL, SMALL_RUN, composed, fit, move, small_lab
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
 from msgrpo_lab import evaluate as command
 from msgrpo_lab.assemble import Lab
 from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.checkpoint.format import Snapshot, write_checkpoint
+from msgrpo_lab.checkpoint.state import trainable
 
 ROOT = Path(__file__).parents[2]
 FEW = ("episodes=24", "reference_simulations=4", "device=cpu")
@@ -115,13 +117,13 @@ def test_the_same_evaluation_twice_gives_the_same_numbers(
     first = evaluate(*request)
     assert evaluate(*request, outputs="elsewhere") == first
     assert evaluate(*request) == first
-    assert evaluate(*request, "resume=false") == first
+    assert evaluate(*request, "resume=null") == first
 
 
 def test_it_agrees_with_the_evaluation_of_training(here: Path, trained: tuple[Path, Lab, dict[str, float]]) -> None:
     """Same episodes, same draws, same numbers, from weights that went through a file."""
     folder, _, own = trained
-    rows = evaluate(f"policy={folder}", "scenario=frozenlake_slippery")
+    rows = evaluate(f"policy={folder}", "scenario=frozenlake_slippery", "model=tiny")
     assert [row["decoding"] for row in rows] == ["sampled", "greedy"]
     for row in rows:
         prefix = "eval/frozenlake_slippery/" + ("greedy_" if row["decoding"] == "greedy" else "")
@@ -157,6 +159,27 @@ def test_a_view_is_the_policys_own_unless_it_is_given(here: Path, trained: tuple
     (seen,) = evaluate(f"policy={trained[0]}", "scenario=frozenlake", "env.observation=paper", "decoding=sampled")
     (other,) = evaluate(f"policy={trained[0]}", "scenario=frozenlake", "decoding=sampled")
     assert seen["token_entropy"] != other["token_entropy"]
+
+
+def test_a_checkpoint_plays_as_its_run_did(
+    here: Path, trained: tuple[Path, Lab, dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the configuration that it keeps, whatever model the command line names."""
+    folder, lab, _ = trained
+    config = OmegaConf.to_container(composed(*SMALL_RUN, "env=frozenlake_slippery", "seed=7"), resolve=True)
+    state = {"update": 1, "epoch": 1, "config": config, "choices": {"env": "frozenlake_slippery", "model": "tiny"}}
+    kept = write_checkpoint(here, Snapshot(weights=trainable(lab.policy), optimizer={}, state=state))
+    rows = evaluate(f"policy={kept}", "scenario=frozenlake_slippery")
+    rows += evaluate(f"policy={folder}", "scenario=frozenlake_slippery", "model=tiny")
+    told = ("policy", "kind", "trained_on", "model", "seed")
+    own, same = ([{k: v for k, v in row.items() if k not in told} for row in rows[at : at + 2]] for at in (0, 2))
+    assert own == same
+    assert [rows[0][name] for name in told[1:]] == ["checkpoint", "frozenlake_slippery", "tiny", "7"]
+    path = kept / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    (line,) = refused(capsys, f"policy={kept}", "scenario=frozenlake_slippery")
+    assert line.startswith(f"msgrpo_lab: policy={kept}: ")
+    assert "weights.safetensors" in line
 
 
 # Runs and sweeps ----------------------------------------------------------------------------------------------------
