@@ -172,16 +172,16 @@ class Watchdogs(L.Callback):
             keeper.needed = self.well_at
         if not self._due:
             return
-        for _, reason in self._due:
-            if trainer.is_global_zero:
-                log.warning("%s", reason)
         answer, reason = max(self._due, key=lambda found: ANSWERS.index(found[0]))
+        if answer == "stop":
+            _stop(trainer, reason)
+        for _, line in self._due:
+            if trainer.is_global_zero:
+                log.warning("%s", line)
         if answer == "roll_back" and self.roll_backs < self.max_roll_backs:
             self._roll_back(trainer, pl_module, reason)
         elif answer == "roll_back":
             _stop(trainer, f"{reason} (after {self.roll_backs} roll-backs)")
-        elif answer == "stop":
-            _stop(trainer, reason)
 
     def _look_for_non_finite(self, module: LAPModule) -> None:
         answer = self.answers["non_finite"]
