@@ -234,8 +234,8 @@ def test_a_kept_rollout_of_snake_is_refused(tmp_path: Path, capsys: pytest.Captu
         (["rule=rloo"], "rule=rloo: no such key; "),
         (["credit.=1"], "credit.=1: no such key; "),
         (["credit.rloo=1"], "credit.rloo=1: no key is named; give credit.rloo.<key>=…"),
-        (["output=${nowhere}"], "output=${nowhere}: cannot be read; "),
-        (["credit=['${nowhere}']"], "command line: Interpolation key 'nowhere' not found; give plain values"),
+        (["output=${nowhere}"], "output=${nowhere}: cannot be resolved ("),
+        (["credit=['${nowhere}']"], "credit.0=${nowhere}: cannot be resolved ("),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
