@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.commands import remember_run
 from msgrpo_lab.config import check_command_line, conf_dir
+from msgrpo_lab.config.jobs import runs_jobs
 from msgrpo_lab.config.mistakes import one_line
 from msgrpo_lab.jobs import DRY_RUN, print_plan, with_folder
 from msgrpo_lab.run_folder import RunFolderError, RunRecord, RunStatus, held, note_failure
@@ -165,9 +166,10 @@ def main(arguments: list[str] | None = None) -> Any:
     given = sys.argv[1:] if arguments is None else arguments
     argv = [argument for argument in given if argument != DRY_RUN]
     check_command_line(argv, "train")
-    argv = with_folder(argv, "train")
-    if DRY_RUN in given:
-        return print_plan(argv, "train")
+    if runs_jobs(argv):
+        argv = with_folder(argv, "train")
+        if DRY_RUN in given:
+            return print_plan(argv, "train")
     sys.argv = [sys.argv[0], *argv]
     return _job()
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from msgrpo_lab.callbacks.card import keep_card
+from msgrpo_lab.callbacks.csv_tracking import CSVTracking
 from msgrpo_lab.callbacks.entries import known_points, points_of
 from msgrpo_lab.callbacks.outbox import Outbox
 from msgrpo_lab.callbacks.spool import Owner, Spool
@@ -33,7 +34,6 @@ from msgrpo_lab.callbacks.tracked_run import (
     Status,
     continue_run,
     finish_run,
-    resolved,
     run_name_of,
     start_run,
     tags_of,
@@ -256,50 +256,6 @@ class MLflowTracking:
             status = "KILLED"  # nothing went wrong: the sweep was interrupted
         client.set_terminated(parent_run_id, status)
         keep_card(self.tracking_uri, parent_run_id)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CSVTracking:
-    """Metrics as a CSV file under `folder`, for debugging: no database, no parent runs."""
-
-    folder: str
-
-    def start(self, cfg: DictConfig, run_id: str | None = None) -> Logger:  # noqa: ARG002  a file knows no runs
-        """A logger that writes `folder/csv/metrics.csv`; the resolved configuration is written to `folder`.
-
-        A run that is continued there writes `folder/csv_2/metrics.csv` and so on: Lightning would empty the first.
-        """
-        from lightning.pytorch.loggers import CSVLogger
-
-        earlier = len(list(Path(self.folder).glob("csv*/metrics.csv")))
-        logger = CSVLogger(save_dir=self.folder, name="", version=f"csv_{earlier + 1}" if earlier else "csv")
-        Path(self.folder).mkdir(parents=True, exist_ok=True)
-        text = OmegaConf.to_yaml(OmegaConf.create(resolved(cfg)))
-        (Path(self.folder) / "resolved.yaml").write_text(text, encoding="utf-8")
-        return logger
-
-    def finish(self, status: Status) -> None:
-        """Nothing is open."""
-
-    def opened_in(self, folder: Path) -> None:
-        """Nothing stays open."""
-
-    def folder_of(self, run_id: str) -> Path:
-        """Files know no runs.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(f"ckpt_path=run:{run_id}: logger=csv knows no runs; give the folder of a checkpoint instead")
-
-    def start_sweep(self, command: Sequence[str], swept: Sequence[str]) -> None:
-        """There are no parent runs."""
-
-    def continue_sweep(self, parent_run_id: str) -> None:
-        """There are no parent runs."""
-
-    def finish_sweep(self, parent_run_id: str, status: Status) -> None:
-        """There are no parent runs."""
 
 
 def run_folder() -> Path:

@@ -44,6 +44,13 @@ class CommandLine:
         return compose(self.config_name, [*overrides, *self.added], return_hydra_config=True)
 
 
+def runs_jobs(argv: Sequence[str]) -> bool:
+    """Whether arguments ask for jobs to be run, and not for help, a configuration or other information."""
+    arguments = get_args_parser().parse_args(list(argv))
+    asked = (arguments.help, arguments.hydra_help, arguments.shell_completion, arguments.cfg, arguments.info)
+    return not any(asked)
+
+
 @contextmanager
 def command_line(argv: Sequence[str], config_name: str) -> Iterator[CommandLine]:
     """The arguments after the program's name, taken apart."""

@@ -2,10 +2,10 @@
 
     python tests/faults/torture.py --kills 100
 
-Every kill is a SIGKILL: half of them at a random moment of the process's life, its start included, half as soon as a
-checkpoint is seen being written. After each, every checkpoint that lies there must be readable. When a run has had its
-kills it is let finish, and then every metric but the measured times, the kept policies and the last checkpoint must be
-those of the undisturbed run, to the bit.
+Every kill is a SIGKILL: a third as soon as a checkpoint is seen being written, a third at a random moment after one, a
+third in the first seconds of a process. After each, every checkpoint that lies there must be readable. When a run has
+had its kills it is let finish, and then every metric but the measured times, the kept policies and the last checkpoint
+must be those of the undisturbed run, to the bit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -44,7 +45,7 @@ SMALLEST = (
     "logger.log_system_metrics=false",
     "optim.lr=0.01",
 )
-EPOCHS = 10
+EPOCHS = 16
 KILLS_A_RUN = 10
 TIMES = ("perf/", "system/", "train/wall_s")
 """How the metrics begin that measure time."""
@@ -117,19 +118,28 @@ def kept(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def kill_somewhere(argv: list[str], folder: Path, log: Path, rng: random.Random, life_s: float, tally: Tally) -> bool:
-    """Starts a run and kills it; False if it came to its end before."""
+def kill_somewhere(argv: list[str], folder: Path, log: Path, rng: random.Random, tally: Tally) -> bool:
+    """Starts a run and kills it; False if it came to its end before.
+
+    The moment is told by what the process has done, not by a clock that the machine's load would bend: after some new
+    checkpoints, in the writing of the next one or a while later; or in its first seconds.
+    """
     process = start(argv, log)
-    began, in_write = time.monotonic(), rng.random() < 0.5
-    at = rng.uniform(0.0, life_s / 2)
-    latest = at + life_s / 2 if in_write else at
-    while process.is_alive() and (age := time.monotonic() - began) < latest:
-        if in_write and age > at and being_written(folder):
+    before = latest_update(folder)
+    kind, wanted, later_s = rng.choice(("writing", "between", "early")), rng.randint(0, 2), rng.uniform(0.0, 1.0)
+    due = time.monotonic() + 4 * later_s if kind == "early" else math.inf
+    new: set[int] = set()
+    while process.is_alive() and time.monotonic() < due:
+        if (update := latest_update(folder)) > before:
+            new.add(update)
+        if len(new) >= wanted and kind == "writing" and being_written(folder):
             break
+        if len(new) > wanted and kind == "between":
+            due = min(due, time.monotonic() + later_s)
         time.sleep(0.0002)
     process.kill()
     process.join()
-    if process.exitcode != -9:
+    if process.exitcode != -signal.SIGKILL:
         return False
     tally.kills += 1
     tally.in_write += bool(being_written(folder))
@@ -141,6 +151,11 @@ def kill_somewhere(argv: list[str], folder: Path, log: Path, rng: random.Random,
             tally.unreadable += 1
             tally.differing.append(str(error))
     return True
+
+
+def latest_update(folder: Path) -> int:
+    """The update of the newest checkpoint; -1 where there is none."""
+    return max((update for update, _ in checkpoints(folder / FOLDER)), default=-1)
 
 
 def being_written(folder: Path) -> list[str]:
@@ -156,13 +171,11 @@ def torture(outputs: Path, game: str, seed: int, kills: int, rng: random.Random,
     """One run with up to `kills` kills, held against an undisturbed one."""
     whole, broken = outputs / f"{game}-{seed}-whole", outputs / f"{game}-{seed}-broken"
     log = outputs / f"{game}-{seed}.log"
-    began = time.monotonic()
     code = finished(command(game, seed, outputs, whole), log)
-    life_s = time.monotonic() - began
     assert code == 0, f"the undisturbed run ended with {code}; see {log}"
     argv = command(game, seed, outputs, broken)
     for _ in range(kills):
-        if not kill_somewhere(argv, broken, log, rng, life_s, tally):
+        if not kill_somewhere(argv, broken, log, rng, tally):
             break
     code = finished(argv, log)
     assert code == 0, f"the resumed run ended with {code}; see {log}"
@@ -182,7 +195,6 @@ def run(kills: int, outputs: Path, *, seed: int = 0, games: tuple[str, ...] = GA
     rng = random.Random(seed)
     tallies = [Tally(game) for game in games]
     share = math.ceil(kills / len(games))
-    finished(["--version"], outputs / "warm.log")  # the server's imports must not count as the first run's life
     number = seed
     while waiting := [tally for tally in tallies if tally.kills < share]:
         tally = min(waiting, key=lambda tally: tally.kills)
