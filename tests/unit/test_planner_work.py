@@ -8,6 +8,7 @@ import torch
 from lab_made import SMALL_RUN, composed, fit, small_lab, small_policy, train_batch
 
 from msgrpo_lab.assemble import component
+from msgrpo_lab.config import conf_dir
 from msgrpo_lab.lap.build import OutlinedModel, build_policy
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.lap.rows import plan_forward
@@ -149,3 +150,20 @@ def test_fit_still_trains_beside_a_plan() -> None:
     """Planning leaves no trace in what is built afterwards."""
     workload()
     assert len(fit(small_lab(), epochs=1).training()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", ["compact", "paper"])
+@pytest.mark.parametrize("prompt", ["action_only", "think_plan_action"])
+def test_estimated_tokens_are_within_a_tenth_of_a_real_tokenizers(prompt: str, view: str) -> None:
+    real = outline(composed("model=smollm2_135m")).tokenizer
+    for scenario in sorted(path.stem for path in (conf_dir() / "env").glob("*.yaml")):
+        config = composed(f"prompt={prompt}", f"env={scenario}", f"env.observation={view}")
+        game = component(config.env)
+        counts = np.zeros(2)
+        for seed in range(4):
+            observation, _ = game.reset(seed=seed)
+            for place, tokenizer in enumerate((real, EstimatedTokenizer())):
+                builder = PromptBuilder(component(config.prompt), tokenizer)
+                counts[place] += len(builder.render(game.rules, observation, game.legal_actions))
+        assert counts[1] == pytest.approx(counts[0], rel=0.1)
