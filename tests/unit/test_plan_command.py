@@ -92,7 +92,7 @@ def test_nothing_but_the_output_is_written(tmp_path: Path) -> None:
         (["rollout.group_size=1"], "rollout.group_size=1: must be "),
         (["model=qwen2_5_3b", "model.source.architecture=null"], "model.source.architecture=None: a plan needs it"),
         (["model=qwen2_5_3b", "model.source.architecture.model_type=nosuch"], "model.source.architecture={"),
-        (["model=tiny", "model.lora_rank=4", "model.lora_targets=[nosuch]"], "model.lora_targets=['nosuch']: "),
+        (["model=tiny", "model.lora_rank=4", "model.lora_targets=[nosuch]"], "model.lora_targets=[nosuch]: "),
     ],
 )
 def test_a_mistake_is_told_in_one_line(
