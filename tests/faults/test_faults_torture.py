@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 def test_a_run_that_is_killed_ten_times_equals_one_that_was_never_stopped() -> None:
     """In a process of its own: the fork server must come from a process without pytest's threads and modules."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "torture.py"), "--kills", "10"],
+        [sys.executable, str(HERE / "torture.py"), "--kills", "10", "--epochs", "8"],
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,

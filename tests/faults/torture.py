@@ -87,9 +87,9 @@ COLUMNS = (
 )
 
 
-def command(game: str, seed: int, outputs: Path, folder: Path) -> list[str]:
+def command(game: str, seed: int, epochs: int, outputs: Path, folder: Path) -> list[str]:
     """The command of a run."""
-    size = (f"env={game}", f"seed={seed}", f"trainer.max_epochs={EPOCHS}")
+    size = (f"env={game}", f"seed={seed}", f"trainer.max_epochs={epochs}")
     return [*SMALLEST, *size, f"paths.outputs={outputs}", f"hydra.run.dir={folder}", "resume=auto"]
 
 
@@ -167,13 +167,14 @@ def being_written(folder: Path) -> list[str]:
         return []
 
 
-def torture(outputs: Path, game: str, seed: int, kills: int, rng: random.Random, tally: Tally) -> None:
+def torture(outputs: Path, seed: int, kills: int, epochs: int, rng: random.Random, tally: Tally) -> None:
     """One run with up to `kills` kills, held against an undisturbed one."""
+    game = tally.game
     whole, broken = outputs / f"{game}-{seed}-whole", outputs / f"{game}-{seed}-broken"
     log = outputs / f"{game}-{seed}.log"
-    code = finished(command(game, seed, outputs, whole), log)
+    code = finished(command(game, seed, epochs, outputs, whole), log)
     assert code == 0, f"the undisturbed run ended with {code}; see {log}"
-    argv = command(game, seed, outputs, broken)
+    argv = command(game, seed, epochs, outputs, broken)
     for _ in range(kills):
         if not kill_somewhere(argv, broken, log, rng, tally):
             break
@@ -190,7 +191,7 @@ def torture(outputs: Path, game: str, seed: int, kills: int, rng: random.Random,
     tally.differing += [f"{game}-{seed} {name}" for name in files if ours.get(name) != theirs.get(name)]
 
 
-def run(kills: int, outputs: Path, *, seed: int = 0, games: tuple[str, ...] = GAMES) -> list[Tally]:
+def run(kills: int, outputs: Path, *, seed: int, epochs: int, games: tuple[str, ...]) -> list[Tally]:
     """At least `kills` kills, shared out over the games."""
     rng = random.Random(seed)
     tallies = [Tally(game) for game in games]
@@ -198,7 +199,7 @@ def run(kills: int, outputs: Path, *, seed: int = 0, games: tuple[str, ...] = GA
     number = seed
     while waiting := [tally for tally in tallies if tally.kills < share]:
         tally = min(waiting, key=lambda tally: tally.kills)
-        torture(outputs, tally.game, number, min(KILLS_A_RUN, share - tally.kills), rng, tally)
+        torture(outputs, number, min(KILLS_A_RUN, share - tally.kills), epochs, rng, tally)
         print(tally.row(), flush=True)
         number += 1
     return tallies
@@ -209,11 +210,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--games", nargs="+", choices=GAMES, default=GAMES)
     arguments = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="msgrpo-torture-") as folder:
-        tallies = run(arguments.kills, Path(folder), seed=arguments.seed, games=tuple(arguments.games))
+        games = tuple(arguments.games)
+        tallies = run(arguments.kills, Path(folder), seed=arguments.seed, epochs=arguments.epochs, games=games)
     print("\n| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for tally in tallies:
         print(tally.row())
