@@ -33,8 +33,9 @@ sweep: setup
 figures: setup
 	$(BIN)/python analysis/plots.py $(ARGS)
 
+# Two processes of one thread each, for two cores.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 # Tests that take minutes: real learning runs.
 slow: setup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -64,5 +65,11 @@ def peak_memory_mb(device: torch.device) -> float:
     """Most memory this process has held so far, MiB: what CUDA allocated there, elsewhere what was resident in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: its peak begins with that of the process which started this one.
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

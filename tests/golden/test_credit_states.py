@@ -172,7 +172,7 @@ def test_hgpo_discounts_turn_returns():
     ("rule", "arguments", "message"),
     [
         (GiGPO, {"gamma": -0.5}, r"credit\.gamma=-0\.5.*\[0, 1\]"),
-        (GiGPO, {"step_weight": -1.0}, r"credit\.step_weight=-1\.0.*at least 0"),
+        (GiGPO, {"step_weight": -1.0}, r"credit\.step_weight=-1\.0: must lie in \[0, "),
         (GiGPO, {"normalise": "batch"}, r"credit\.normalise='batch'.*std, none"),
         (GiGPO, {"baseline_weighting": "row"}, r"credit\.baseline_weighting='row'"),
         (HGPO, {"history": -1}, r"credit\.history=-1.*\[0, 1000\]"),

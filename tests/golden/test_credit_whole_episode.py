@@ -80,7 +80,7 @@ def test_the_floor_acts_on_what_samplers_see_and_not_on_credit(rule):
     [
         ({"baseline_weighting": "row"}, r"credit\.baseline_weighting='row'.*episode, step, token"),
         ({"delta": 0.0}, r"credit\.delta=0\.0.*positive"),
-        ({"min_std": -1.0}, r"credit\.min_std=-1\.0.*at least 0"),
+        ({"min_std": -1.0}, r"credit\.min_std=-1\.0: must lie in \[0, "),
     ],
 )
 def test_bad_arguments_are_named(rule, arguments, message):

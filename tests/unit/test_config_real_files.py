@@ -47,7 +47,7 @@ def test_every_evaluation_preset_is_sound_and_names_what_there_is(preset: str) -
     named = {policy.removeprefix("base:") for policy in policies if policy.startswith("base:")}
     assert named <= {path.stem for path in (conf_dir() / "model").glob("*.yaml")}
     assert set(scenarios) <= {path.stem for path in (conf_dir() / "env").glob("*.yaml")}
-    assert config.episodes == 50
+    assert config.episodes == (100 if preset.endswith("mini/larger") else 50)
 
 
 @pytest.mark.parametrize("preset", evaluation_presets())

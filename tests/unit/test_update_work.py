@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from lab_made import SMALL_RUN, composed, fit, small_lab, small_policy, train_batch
@@ -45,6 +50,14 @@ def test_peak_memory_is_that_of_this_process() -> None:
     before = peak_memory_mb(torch.device("cpu"))
     held = torch.ones(64 * 2**20 // 4 + int(before * 2**20 / 4))  # more than all that was ever held
     assert peak_memory_mb(torch.device("cpu")) > before + 32
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc")
+def test_the_peak_is_this_process_and_not_the_one_that_started_it() -> None:
+    held = np.ones(100_000_000)  # 800 MB
+    code = "import torch; from msgrpo_lab.lap.work import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50 < float(done.stdout) < held.nbytes / 2**20
     assert before > 50
     assert float(held[0]) == 1.0
 
