@@ -92,7 +92,11 @@ def write_checkpoint(parent: Path, snapshot: Snapshot) -> Path:
         if target.exists():
             replaced = parent / f"{TEMPORARY}{target.name}.{os.getpid()}.replaced"
             target.rename(replaced)
-            temporary.rename(target)
+            try:
+                temporary.rename(target)
+            except BaseException:
+                replaced.rename(target)
+                raise
             shutil.rmtree(replaced, ignore_errors=True)
         else:
             temporary.rename(target)

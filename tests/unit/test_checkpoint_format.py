@@ -145,6 +145,22 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in tmp_path.iterdir()] == ["update-00000003"]
 
 
+def test_a_rename_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_checkpoint(tmp_path, snapshot())
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name.endswith(".writing"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        write_checkpoint(tmp_path, snapshot(best=False))
+    assert_same(read_checkpoint(folder), snapshot())
+    assert [path.name for path in tmp_path.iterdir()] == ["update-00000003"]
+
+
 def test_every_file_and_folder_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is renamed is on the disk: all files, then their folder, then the name in the folder above."""
     synced: list[str] = []
