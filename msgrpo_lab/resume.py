@@ -61,7 +61,11 @@ def beginning(folder: Path, config: Mapping[str, Any], *, resume: str | None, ck
 
 
 def _named(folder: Path, config: Mapping[str, Any], path: Path, record: RunRecord | None) -> Beginning:
-    """Begins at the checkpoint `path`, or at the newest of the run whose folder it is."""
+    """Begins at the checkpoint `path`, or at the newest of the run whose folder it is.
+
+    In the run's own folder only the newest will do: behind an older one there lie checkpoints and metrics of another
+    history than the one that would be made now.
+    """
     if (path / FOLDER).is_dir():
         found = newest(path / FOLDER)
         if found is None:
@@ -73,6 +77,11 @@ def _named(folder: Path, config: Mapping[str, Any], path: Path, record: RunRecor
     own = path.resolve().parent == (folder / FOLDER).resolve()
     if record is not None and not own:
         raise RunFolderError(f"hydra.run.dir={folder}: there is another run in it; leave hydra.run.dir out")
+    latest = newest(folder / FOLDER) if own else None
+    if latest is not None and latest[1].update > snapshot.update:
+        reason = f"this run has gone on to update {latest[1].update}"
+        remedy = f"give another hydra.run.dir= to begin a tracked run of its own, or ckpt_path={folder} to go on"
+        raise RunFolderError(f"ckpt_path={path}: {reason}; {remedy}")
     return Beginning(snapshot=snapshot, run_id=record.run_id if record is not None else None)
 
 

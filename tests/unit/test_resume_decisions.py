@@ -136,9 +136,9 @@ def test_under_a_constant_rate_a_finished_run_may_be_made_longer(tmp_path: Path)
 
 def test_a_named_checkpoint_is_taken(tmp_path: Path) -> None:
     folder = left(tmp_path / "run", 1, 2)
-    first = begin(folder, ckpt=folder / FOLDER / "update-00000001")
-    assert first.snapshot is not None
-    assert (first.snapshot.update, first.run_id) == (1, "abc")
+    last = begin(folder, ckpt=folder / FOLDER / "update-00000002")
+    assert last.snapshot is not None
+    assert (last.snapshot.update, last.run_id) == (2, "abc")
     newest = begin(folder, ckpt=folder)
     assert newest.snapshot is not None
     assert newest.snapshot.update == 2
@@ -149,6 +149,18 @@ def test_a_named_checkpoint_is_taken(tmp_path: Path) -> None:
         begin(left(tmp_path / "taken", 1), ckpt=folder)
     with pytest.raises(CheckpointError, match=r"manifest\.json: cannot be read"):
         begin(tmp_path / "fork", ckpt=tmp_path)
+
+
+def test_an_older_checkpoint_goes_on_in_another_folder_only(tmp_path: Path) -> None:
+    """In the run's own one, metrics and checkpoints of two histories would be mixed."""
+    folder = left(tmp_path / "run", 1, 2, 3)
+    older = folder / FOLDER / "update-00000002"
+    with pytest.raises(RunFolderError, match=r"has gone on to update 3; give another hydra\.run\.dir=") as refused:
+        begin(folder, ckpt=older)
+    assert "\n" not in str(refused.value)
+    assert begin(tmp_path / "fork", ckpt=older).run_id is None
+    (folder / FOLDER / "update-00000003" / WEIGHTS).write_bytes(b"")
+    assert begin(folder, ckpt=older).run_id == "abc", "it is the newest sound one now"
 
 
 def test_a_damaged_record_is_told_in_one_line(tmp_path: Path) -> None:
