@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 HIDDEN = "***"
 SHORTEST_SECRET = 6
@@ -15,9 +14,15 @@ SHORTEST_SECRET = 6
 _SECRET = r"(?:api[_-]?key|secret|passw(?:or)?d|credential|private[_-]?key|(?:access|auth|hf|hub|bearer)[_-]?token)"
 _SECRET_KEY = re.compile(rf"^(?!.*_env$).*(?:{_SECRET}|^token$)", re.IGNORECASE)
 """`api_key_env` names the variable that a key is in, and is no secret itself."""
-_SECRET_VARIABLE = re.compile(rf"{_SECRET}|token$", re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(
+    rf"{_SECRET}|token$|passphrase|webhook|connection_?string|_(?:pass|pwd|pat)$", re.IGNORECASE
+)
+_KEY_VARIABLE = re.compile(r"_key$", re.IGNORECASE)
+"""May hold a secret, as in `OPENAI_KEY`, or a word, as in `SORT_KEY=update`."""
 _ASSIGNMENT = re.compile(rf"((?:[\w.-]*{_SECRET}[\w.-]*|\btoken)[\"']?\s*[:=]\s*)(\S.*)", re.IGNORECASE)
-_PASSWORD = re.compile(r"(://[^:/@\s]*):[^/@\s]+@")
+_PASSWORD = re.compile(r"(://[^:/\[\s]*):(?:(?!\d{1,5}[/?#])\S+|[^/?#\s]+)@")
+"""Up to the last `@`, since people leave `@` and `/` in passwords as they are; `host:5000/a@b` is a port and a path."""
+_PARAMETER = re.compile(rf"([?&](?:[\w.-]*{_SECRET}[\w.-]*|[\w.-]*token|pass|pwd|passphrase)=)[^&#\s]+", re.IGNORECASE)
 
 
 def looks_secret(key: str) -> bool:
@@ -26,17 +31,13 @@ def looks_secret(key: str) -> bool:
 
 
 def has_password(text: str) -> bool:
-    """Whether an address with a password in it stands in a text."""
-    return _PASSWORD.search(text) is not None
+    """Whether an address with a password in it, before its host or as a parameter, stands in a text."""
+    return _PASSWORD.search(text) is not None or _PARAMETER.search(text) is not None
 
 
 def mask(uri: str) -> str:
-    """`uri` without the password that may stand in it."""
-    try:
-        password = urlsplit(uri).password
-    except ValueError:  # no address at all
-        password = None
-    return uri.replace(f":{password}@", f":{HIDDEN}@") if password else uri
+    """An address, or a text with some in it, without the passwords that may stand in them."""
+    return _PARAMETER.sub(rf"\g<1>{HIDDEN}", _PASSWORD.sub(rf"\g<1>:{HIDDEN}@", uri))
 
 
 def redact(value: Any, key: str = "") -> Any:
@@ -51,8 +52,8 @@ def redact(value: Any, key: str = "") -> Any:
 
 
 def redact_text(text: str) -> str:
-    """`text` with what is assigned to a secret-looking name, and the secrets of the environment, replaced by `***`."""
-    return without_known(_ASSIGNMENT.sub(rf"\g<1>{HIDDEN}", text))
+    """`text` with what is assigned to a secret-looking name, passwords and secrets of the environment replaced."""
+    return without_known(mask(_ASSIGNMENT.sub(rf"\g<1>{HIDDEN}", text)))
 
 
 def redact_mistake(line: str) -> str:
@@ -60,17 +61,20 @@ def redact_mistake(line: str) -> str:
     key, equals, rest = line.partition("=")
     if equals and looks_secret(key):
         line = f"{key}={HIDDEN}{rest[at:] if (at := rest.find(': ')) >= 0 else ''}"
-    return without_known(_PASSWORD.sub(rf"\g<1>:{HIDDEN}@", line))
+    return without_known(mask(line))
 
 
 def without_known(text: str) -> str:
     """`text` without the values of environment variables that are named like secrets."""
-    for value in _environment_secrets():
+    # The longest first: one may be the beginning of another.
+    for value in sorted(_environment_secrets(), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return text
 
 
 def _environment_secrets() -> Iterator[str]:
     for name, value in os.environ.items():
-        if len(value) >= SHORTEST_SECRET and _SECRET_VARIABLE.search(name):
+        if len(value) < SHORTEST_SECRET or (value.startswith("/") and os.access(value, os.F_OK)):
+            continue  # too common a text, or the name of a file
+        if _SECRET_VARIABLE.search(name) or (_KEY_VARIABLE.search(name) and not value.isalpha()):
             yield value

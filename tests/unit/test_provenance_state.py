@@ -12,7 +12,7 @@ import pytest
 
 from msgrpo_lab.callbacks import provenance
 from msgrpo_lab.callbacks.provenance import git_state, hardware, package_versions
-from msgrpo_lab.redaction import HIDDEN, redact, redact_text
+from msgrpo_lab.redaction import HIDDEN, has_password, redact, redact_mistake, redact_text
 
 PLANTED = "planted-value-91c3"
 
@@ -128,10 +128,60 @@ def test_other_keys_are_kept(key: str) -> None:
         ("postgresql+psycopg://u:pw@db/x", "postgresql+psycopg://u:***@db/x"),
         ("sqlite:////folder/mlflow.db", "sqlite:////folder/mlflow.db"),
         ("http://host:5000", "http://host:5000"),
+        ("http://me:pl@nted77@h:1", "http://me:***@h:1"),
+        ("http://me:planted/77@h:1", "http://me:***@h:1"),
+        ("http://me@corp:planted77@h:1", "http://me@corp:***@h:1"),
+        ("http://me:12345@h:1", "http://me:***@h:1"),
+        ("mysql://h/db?user=me&password=planted77&x=1", "mysql://h/db?user=me&password=***&x=1"),
+        ("http://h?api_key=planted77&token=planted78", "http://h?api_key=***&token=***"),
+        ("http://h/?secret=planted77#top", "http://h/?secret=***#top"),
+        ("http://host:5000/a@b?max_tokens=8&c:d@e", "http://host:5000/a@b?max_tokens=8&c:d@e"),
+        ("http://[::1]:5000/a@b", "http://[::1]:5000/a@b"),
     ],
 )
 def test_passwords_in_addresses_are_hidden(value: str, kept: str) -> None:
     assert redact({"uri": [value]}) == {"uri": [kept]}
+    assert has_password(value) == (value != kept)
+    assert redact_mistake(f"uri={value} no") == f"uri={kept} no"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        *(
+            (name, PLANTED, True)
+            for name in (
+                "OPENAI_KEY",
+                "WANDB_KEY",
+                "DB_PASS",
+                "MYSQL_PWD",
+                "SSH_PASSPHRASE",
+                "GITHUB_PAT",
+                "AZURE_STORAGE_KEY",
+                "SLACK_WEBHOOK",
+                "SQL_CONNECTION_STRING",
+            )
+        ),
+        ("SORT_KEY", "uniform", False),
+        ("DB_PASS", "short", False),
+        ("TLS_KEY", __file__, False),
+        ("PWD", PLANTED, False),
+        ("OLDPWD", PLANTED, False),
+        ("KEYBOARD", PLANTED, False),
+        ("TOOL_PATH", PLANTED, False),
+    ],
+)
+def test_variables_are_known_as_secrets_by_their_names(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, secret: bool
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert redact_text(f"said {value} twice") == f"said {HIDDEN if secret else value} twice"
+
+
+def test_a_secret_that_begins_like_another_leaves_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", PLANTED)
+    monkeypatch.setenv("B_TOKEN", f"{PLANTED}-longer")
+    assert redact_text(f"said {PLANTED}-longer") == f"said {HIDDEN}"
 
 
 def test_an_unset_secret_shows_that_it_is_unset() -> None:
