@@ -1,6 +1,7 @@
 """Uploads what runs could not write to a tracking store that failed: `python -m msgrpo_lab.upload <run folder>…`.
 
-A folder may be a run's, a sweep's or any above them: every spool below it is uploaded and removed.
+A folder may be a run's, a sweep's or any above them: every spool below it is uploaded and removed. That of a run
+that is still going is left alone.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from pathlib import Path
 
 from msgrpo_lab.callbacks.entries import Metrics, joined, known_points, points_of, without_known
 from msgrpo_lab.callbacks.spool import SPOOLS, read_spool
-from msgrpo_lab.callbacks.store import HIDDEN_PASSWORD, check_reachable, mlflow_module, reason_of, store_errors
+from msgrpo_lab.callbacks.store import check_reachable, mlflow_module, reason_of, store_errors
+from msgrpo_lab.redaction import HIDDEN
+from msgrpo_lab.run_folder import RunFolderError, held
 
 
 def upload(spool: Path, tracking_uri: str | None = None) -> int:
     """Writes a spool's entries to its run and removes the file; points that the run has already are left out.
+
+    The run's folder is held meanwhile, so that no process appends to the file between its last line and its end.
 
     Args:
         spool: the file.
@@ -25,11 +30,18 @@ def upload(spool: Path, tracking_uri: str | None = None) -> int:
         Metric points written.
 
     Raises:
+        RunFolderError: the run is going on.
         ValueError: the spool cannot be read, or the store does not take it; the file is as it was.
     """
+    with held(spool.parent):
+        # What was found a moment ago may have been delivered by the run itself.
+        return _deliver(spool, tracking_uri) if spool.exists() else 0
+
+
+def _deliver(spool: Path, tracking_uri: str | None) -> int:
     owner, entries = read_spool(spool)
     uri = tracking_uri or owner.tracking_uri
-    if HIDDEN_PASSWORD in uri:
+    if HIDDEN in uri:
         raise ValueError(f"{spool}: the password of {uri} is not kept in files; give --tracking-uri")
     check_reachable(uri)
     client, written = mlflow_module().MlflowClient(uri), 0
@@ -59,7 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     for spool in spools:
         try:
             print(f"{spool}: {upload(spool, options.tracking_uri)} metric points written")
-        except ValueError as error:
+        except RunFolderError:
+            print(f"{spool}: left alone, the run is still going and delivers it itself")
+        except (ValueError, OSError) as error:
             failed = True
             print(f"msgrpo_lab: {error}", file=sys.stderr)
     if not spools:

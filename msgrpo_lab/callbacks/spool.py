@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from msgrpo_lab.callbacks.entries import Entry, entry_of
-from msgrpo_lab.checkpoint.durable import sync
+from msgrpo_lab.checkpoint.durable import sync, write_durably
 
 SPOOLS = "spool-*.jsonl"
 """How the files are named, with the run's id: a folder that two runs were made in has one for each."""
@@ -50,7 +51,7 @@ class Spool:
         end = 0 if new else _whole_lines(self.path) if self._end is None else self._end
         lines = _line(entry.as_json())
         if end == 0:
-            lines = _line({"kind": "run", **self.owner._asdict()}) + lines
+            lines = self._first_line() + lines
         # Unbuffered: a buffer would write the rest of a line that failed when the file is closed.
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -73,6 +74,24 @@ class Spool:
             ValueError: the file is damaged.
         """
         return read_spool(self.path)[1] if self.path.exists() else []
+
+    def drop(self, doomed: Callable[[Entry], bool]) -> None:
+        """Takes out the entries that are `doomed`.
+
+        Raises:
+            ValueError: the file is damaged.
+            OSError: it could not be written; it is as it was.
+        """
+        entries = self.entries()
+        rest = [entry for entry in entries if not doomed(entry)]
+        if not rest:
+            self.clear()
+        elif len(rest) < len(entries):
+            write_durably(self.path, b"".join([self._first_line(), *(_line(entry.as_json()) for entry in rest)]))
+            self._end = None
+
+    def _first_line(self) -> bytes:
+        return _line({"kind": "run", **self.owner._asdict()})
 
     def clear(self) -> None:
         """Removes the file: everything has been delivered."""

@@ -31,7 +31,6 @@ HTTP_DEFAULTS = {
 }
 """MLflow's own defaults hold a run up for minutes at every call that a server does not answer; metrics are kept on disk
 meanwhile, so that few retries will do."""
-HIDDEN_PASSWORD = ":***"
 LONGEST_REASON = 200
 """Characters of a store's error that are told."""
 WAL_ATTEMPTS = 5
@@ -69,7 +68,7 @@ def reason_of(error: BaseException) -> str:
     text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
     if system_error := re.search(r"\[Errno \d+\] ([\w ]+)", text):
         return system_error[1]
-    return re.sub(r"(://[^:/@\s]*):[^/@\s]*@", r"\1:***@", text.splitlines()[0])[:LONGEST_REASON]
+    return mask(text.splitlines()[0])[:LONGEST_REASON]
 
 
 def database_path(tracking_uri: str) -> Path | None:

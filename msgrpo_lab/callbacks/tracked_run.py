@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks import provenance
+from msgrpo_lab.callbacks.entries import End, Entry, Tag
 from msgrpo_lab.callbacks.store import mlflow_module, reason_of, store_errors
 from msgrpo_lab.config.paths import code_checkout
 from msgrpo_lab.redaction import redact, redact_text
@@ -23,6 +24,7 @@ LONGEST_PARAM = 250
 PARAMS_A_CALL = 100
 COMMIT_TAG = "msgrpo.commit"
 RESUMED_TAG = "msgrpo.resumed"
+STOPPED_TAG = "msgrpo.stopped_by"
 FOLDER_TAG = "msgrpo.folder"
 """Holds the run's folder: it is there from the moment the run is."""
 
@@ -54,7 +56,8 @@ def start_run(
 def continue_run(cfg: DictConfig, run_id: str, *, log_system_metrics: bool = True) -> None:
     """Open a run of an earlier process again; it is RUNNING, and `msgrpo.resumed` counts how often this was done.
 
-    The configuration stands in it already, unless that process died before it had written it.
+    The configuration stands in it already, unless that process died before it had written it. What stopped it then is
+    no longer true of it.
 
     Raises:
         ValueError: there is no such run, or it is deleted.
@@ -67,7 +70,14 @@ def continue_run(cfg: DictConfig, run_id: str, *, log_system_metrics: bool = Tru
         raise ValueError(f"run {run_id}: MLflow cannot continue it ({reason_of(error)}); {remedy}") from error
     if COMMIT_TAG not in run.data.tags:
         _log_origin_or_fail(cfg)
+    if STOPPED_TAG in run.data.tags:
+        mlflow.delete_tag(STOPPED_TAG)
     mlflow.set_tag(RESUMED_TAG, str(int(run.data.tags.get(RESUMED_TAG, "0")) + 1))
+
+
+def tells_end(entry: Entry) -> bool:
+    """Whether an entry says how a run ended, which is no longer true of a run that is continued."""
+    return isinstance(entry, End) or (isinstance(entry, Tag) and entry.key == STOPPED_TAG)
 
 
 def finish_run(status: Status) -> None:

@@ -37,6 +37,7 @@ from msgrpo_lab.callbacks.tracked_run import (
     run_name_of,
     start_run,
     tags_of,
+    tells_end,
 )
 from msgrpo_lab.redaction import mask, redact_text
 
@@ -147,9 +148,10 @@ class MLflowTracking:
                 log_system_metrics=self.log_system_metrics,
             )
         else:
+            # What an earlier process could not say of its end would close the run that goes on.
+            self._spool(run_id).drop(tells_end)
             continue_run(cfg, run_id, log_system_metrics=self.log_system_metrics)
-        client = mlflow.MlflowClient(self.tracking_uri)
-        outbox = Outbox(client, run_id, Spool(run_folder(), Owner(mask(self.tracking_uri), run_id)))
+        outbox = Outbox(mlflow.MlflowClient(self.tracking_uri), run_id, self._spool(run_id))
         self._logger = RunLogger(
             experiment=self.experiment,
             tracking_uri=self.tracking_uri,
@@ -157,6 +159,9 @@ class MLflowTracking:
             known=_known(outbox) if continued else None,
         )
         return self._logger
+
+    def _spool(self, run_id: str) -> Spool:
+        return Spool(run_folder(), Owner(mask(self.tracking_uri), run_id))
 
     def finish(self, status: Status) -> None:
         """Close the run that `start` opened; without one, nothing happens.

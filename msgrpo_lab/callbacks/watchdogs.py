@@ -14,6 +14,7 @@ import torch
 from msgrpo_lab.callbacks.checkpoints import CheckpointKeeper
 from msgrpo_lab.callbacks.run_logger import RunLogger
 from msgrpo_lab.callbacks.thresholds import Cause, Streaks, collapse_thresholds, gap_threshold
+from msgrpo_lab.callbacks.tracked_run import STOPPED_TAG
 from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.module import LAPModule
 
@@ -23,7 +24,6 @@ Answer = Literal["warn", "stop", "roll_back"]
 """What to do."""
 ANSWERS: tuple[Answer, ...] = ("warn", "roll_back", "stop")
 """The same, the more careful ones last."""
-STOPPED_TAG = "msgrpo.stopped_by"
 EXIT_CODE = 3
 
 

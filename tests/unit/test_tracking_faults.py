@@ -26,7 +26,9 @@ from msgrpo_lab.callbacks.entries import Artifact, End, Metrics, Point, Tag, ent
 from msgrpo_lab.callbacks.outbox import Outbox
 from msgrpo_lab.callbacks.run_logger import RunLogger
 from msgrpo_lab.callbacks.spool import Owner, Spool, read_spool
+from msgrpo_lab.callbacks.tracked_run import STOPPED_TAG
 from msgrpo_lab.callbacks.tracking import MLflowTracking, finish_run
+from msgrpo_lab.run_folder import held, is_held
 
 CONFIG = OmegaConf.create({"seed": 0})
 
@@ -241,6 +243,61 @@ def test_points_that_still_wait_are_known_to_a_continued_run(store: Path, monkey
         second.log_metrics({"x": 2.0}, 2)
     tracking.finish("FINISHED")
     assert history(store, first.run_id, "x") == [(1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_end_that_was_never_delivered_does_not_close_a_continued_run(
+    store: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """Whether the store answers when the run is continued, or only later."""
+    tracking = tracking_of(store)
+    first = logger_of(tracking)
+    first.set_tag(STOPPED_TAG, "a watchdog")
+    spool = Spool(Path.cwd(), Owner(f"sqlite:///{store}", str(first.run_id)))
+    for entry in (Metrics((Point("x", 1.0, 1, 1),)), Tag(STOPPED_TAG, "a watchdog"), End("KILLED", 2)):
+        spool.append(entry)
+    finish_run("KILLED")
+    client = MlflowClient(f"sqlite:///{store}")
+    with monkeypatch.context() as patch:
+        if not answers:
+            patch.setattr(Outbox, "flush", lambda _: False)
+        second = logger_of(tracking, first.run_id)
+    assert STOPPED_TAG not in client.get_run(str(first.run_id)).data.tags
+    assert second.outbox is not None
+    assert second.outbox.flush()
+    run = client.get_run(str(first.run_id))
+    assert run.info.status == "RUNNING"
+    assert STOPPED_TAG not in run.data.tags
+    assert history(store, first.run_id, "x") == [(1, 1.0)]
+
+
+def test_the_spool_of_a_run_that_is_going_is_left_alone(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logger_of(tracking_of(store))
+    spool = Spool(Path.cwd(), Owner(f"sqlite:///{store}", str(logger.run_id)))
+    spool.append(Metrics((Point("x", 1.0, 1, 1),)))
+    before = spool.path.read_bytes()
+    with held(Path.cwd()), pytest.raises(SystemExit) as done:
+        upload.main([str(Path.cwd())])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"{spool.path}: left alone, the run is still going and delivers it itself\n"
+    assert spool.path.read_bytes() == before
+
+
+def test_a_folder_is_held_while_its_spool_is_uploaded(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logger_of(tracking_of(store))
+    spool = Spool(Path.cwd(), Owner(f"sqlite:///{store}", str(logger.run_id)))
+    spool.append(Metrics((Point("x", 1.0, 1, 1),)))
+    seen: list[bool] = []
+    deliver = Metrics.deliver
+
+    def look(entry: Metrics, client: MlflowClient, run_id: str) -> None:
+        seen.append(is_held(Path.cwd()))
+        deliver(entry, client, run_id)
+
+    monkeypatch.setattr(Metrics, "deliver", look)
+    assert upload.upload(spool.path) == 1
+    assert seen == [True]
+    assert upload.upload(spool.path) == 0, "delivered meanwhile"
 
 
 def test_a_run_that_is_not_there_cannot_be_continued(store: Path) -> None:
