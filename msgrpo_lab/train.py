@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,9 @@ from msgrpo_lab.run_folder import RunFolderError, RunRecord, RunStatus, held, no
 from msgrpo_lab.stopping import Stopped, Stopping
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+    from msgrpo_lab.callbacks.tracking import Tracking
     from msgrpo_lab.resume import Beginning
 
 log = logging.getLogger(__name__)
@@ -84,15 +89,15 @@ def _train(config: DictConfig, folder: Path, begin: Beginning, plain: dict[str, 
     # It would also fill every new tensor with NaN before its first use, which nothing here relies on.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     tracking = component(config.logger)
-    # A process that was killed while it opened its run had no time to write the run's id down.
-    earlier = begin.run_id or (tracking.opened_in(folder) if config.resume is not None else None)
-    logger = tracking.start(config, run_id=earlier)
-    run_id = getattr(logger, "run_id", None)
-    RunRecord(status="RUNNING", run_id=run_id, config=plain).write(folder)
     status: RunStatus = "FAILED"
     result: float | None = None
+    record: RunRecord | None = None
     try:
+        # Signals are heard before the run is opened, so that an open run is always marked.
         with Stopping() as stopping:
+            logger = _opened(tracking, config, folder, begin)
+            record = RunRecord(status="RUNNING", run_id=getattr(logger, "run_id", None), config=plain)
+            record.write(folder)
             try:
                 lab = build_lab(config)
             except (ValueError, OSError, InstantiationException) as error:
@@ -107,8 +112,28 @@ def _train(config: DictConfig, folder: Path, begin: Beginning, plain: dict[str, 
         raise
     finally:
         tracking.finish(status)
-        RunRecord(status=status, run_id=run_id, result=result, config=plain).write(folder)
+        if record is not None:
+            replace(record, status=status, result=result).write(folder)
     return result
+
+
+def _opened(tracking: Tracking, config: DictConfig, folder: Path, begin: Beginning) -> Logger:
+    """Opens the tracked run.
+
+    Raises:
+        CannotStart: the store cannot be used.
+    """
+    from msgrpo_lab.callbacks.store import refusal_of
+
+    try:
+        # A process that was killed while it opened its run had no time to write the run's id down.
+        earlier = begin.run_id or (tracking.opened_in(folder) if config.resume is not None else None)
+        return tracking.start(config, run_id=earlier)
+    except Exception as error:
+        reason = refusal_of(error)
+        if reason is None:
+            raise
+        raise CannotStart(reason) from error
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -162,8 +187,19 @@ def _job(config: DictConfig) -> float:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Entry point: mistakes on the command line are told in one line each, with exit code 2, before anything runs."""
-    given = sys.argv[1:] if arguments is None else arguments
+    """Entry point: mistakes on the command line are told in one line each, with exit code 2, before anything runs.
+
+    Raises:
+        Stopped: Ctrl-C before a run was opened, or between two jobs of a sweep; exit code 130, as in a run.
+    """
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("msgrpo_lab: interrupted", file=sys.stderr)
+        raise Stopped(signal.SIGINT) from None
+
+
+def _main(given: list[str]) -> Any:
     argv = [argument for argument in given if argument != DRY_RUN]
     check_command_line(argv, "train")
     if runs_jobs(argv):

@@ -29,7 +29,9 @@ class CSVTracking:
         from lightning.pytorch.loggers import CSVLogger
 
         earlier = len(list(Path(self.folder).glob("csv*/metrics.csv")))
-        logger = CSVLogger(save_dir=self.folder, name="", version=f"csv_{earlier + 1}" if earlier else "csv")
+        version = f"csv_{earlier + 1}" if earlier else "csv"
+        # Written at every step, so that a kill loses none.
+        logger = CSVLogger(save_dir=self.folder, name="", version=version, flush_logs_every_n_steps=1)
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         text = OmegaConf.to_yaml(OmegaConf.create(resolved(cfg)))
         (Path(self.folder) / "resolved.yaml").write_text(text, encoding="utf-8")

@@ -20,6 +20,7 @@ from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from msgrpo_lab.callbacks.store import reason_of, refusal_of, store_errors
 from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, Status, Tracking
 from msgrpo_lab.checkpoint.durable import write_durably
 from msgrpo_lab.commands import digest_of_job, remember, remembered
@@ -68,10 +69,11 @@ class SweepParent(Callback):
                 self._parent = record["parent"]
                 if self._parent is not None:
                     tracking.continue_sweep(self._parent)
-        except (ValueError, OSError, InstantiationException) as error:
-            cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        except Exception as error:
+            within = error.__cause__ if isinstance(error, InstantiationException) else None
+            cause = within if isinstance(within, Exception) else error
             self._let_go()
-            print(f"msgrpo_lab: {one_line(str(cause))}", file=sys.stderr)
+            print(f"msgrpo_lab: {one_line(refusal_of(cause) or f'{type(cause).__name__}: {cause}')}", file=sys.stderr)
             raise SystemExit(2) from error
         self._tracking = tracking
         self._note("RUNNING")
@@ -93,25 +95,39 @@ class SweepParent(Callback):
         self._failed = self._failed or job_return.status != JobStatus.COMPLETED
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Close the parent run; if a job failed, say which and why, and end with code 1."""
+        """If a job failed, say which and why, and end with code 1; before that, close the parent run.
+
+        The jobs are named first and the code is 1 whatever the store does.
+        """
         assert self._folder is not None
         failures = failures_in(self._folder)
         self._failed = self._failed or bool(failures)
-        self._close("FAILED" if self._failed else "FINISHED")
         for name, reason in failures:
             print(f"msgrpo_lab: job {name} failed: {reason}", file=sys.stderr)
+        try:
+            self._close("FAILED" if self._failed else "FINISHED")
+        except Exception:
+            log.exception("the sweep could not be closed")
+            self._failed = True
         if self._failed:
             raise SystemExit(1)
 
     def _close(self, status: Status) -> None:
+        """Closes the parent run; a store or disk that refuses is told in one line."""
         atexit.unregister(self._close)
-        self._note(status)
-        self._held.close()
-        if self._tracking is None or self._parent is None:
-            return
-        parent, self._parent = self._parent, None
         os.environ.pop(PARENT_VARIABLE, None)
-        self._tracking.finish_sweep(parent, status)
+        try:
+            self._note(status)
+            if self._tracking is not None and self._parent is not None:
+                self._tracking.finish_sweep(self._parent, status)
+        except Exception as error:
+            if not isinstance(error, store_errors()):
+                raise
+            reason, remedy = one_line(reason_of(error)), "the same command with resume=auto closes it"
+            print(f"msgrpo_lab: {self._folder}: the sweep could not be closed ({reason}); {remedy}", file=sys.stderr)
+        finally:
+            self._parent = None
+            self._held.close()
 
     def _let_go(self) -> None:
         """Leaves nothing behind where nothing has begun."""

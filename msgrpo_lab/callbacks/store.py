@@ -57,7 +57,16 @@ def store_errors() -> tuple[type[Exception], ...]:
     """What a store raises that does not answer, is locked, full or damaged, or refuses a value."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    return (mlflow_module().exceptions.MlflowException, SQLAlchemyError, OSError)
+    return (mlflow_module().exceptions.MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
+
+
+def refusal_of(error: Exception) -> str | None:
+    """Why no run can be opened, in one line; None where the error is not the store's."""
+    if isinstance(error, ValueError) or getattr(error, "filename", None) is not None:
+        return str(error)  # names the key, or the file, by itself
+    if isinstance(error, store_errors()):
+        return f"the tracking store cannot open a run ({reason_of(error)}); see that it answers and its disk has room"
+    return None
 
 
 def reason_of(error: BaseException) -> str:

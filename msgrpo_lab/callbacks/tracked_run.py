@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -40,7 +41,8 @@ def start_run(
     """Open a run in the current MLflow experiment, and log the configuration and where the run comes from.
 
     Parameters are the flattened configuration, each value cut at 250 characters; artifacts are `config/resolved.yaml`,
-    `config/overrides.yaml` and `provenance/`. If logging fails the run is closed as FAILED.
+    `config/overrides.yaml` and `provenance/`. If logging fails the run is closed as FAILED; if a signal
+    ends it, as KILLED.
 
     Returns:
         The run's id.
@@ -85,6 +87,8 @@ def finish_run(status: Status) -> None:
 
     A store that does not answer is no error here: the run's own logger keeps its end and says so.
     """
+    if "mlflow" not in sys.modules:
+        return  # a program that is interrupted before it has opened a run does not wait for the import
     mlflow = mlflow_module()
     if mlflow.active_run() is None:
         return
@@ -98,8 +102,8 @@ def finish_run(status: Status) -> None:
 def _log_origin_or_fail(cfg: DictConfig) -> None:
     try:
         _log_origin(cfg)
-    except BaseException:
-        finish_run("FAILED")
+    except BaseException as error:
+        finish_run("FAILED" if isinstance(error, Exception) else "KILLED")  # a signal is no exception
         raise
 
 

@@ -15,10 +15,13 @@ from typing import Any
 import mlflow
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
+from sqlalchemy.exc import OperationalError
 
 from msgrpo_lab.callbacks.multirun import SweepParent, swept_keys
 from msgrpo_lab.callbacks.provenance import git_state
@@ -325,6 +328,60 @@ def test_a_sweep_ends_with_the_jobs_that_failed(uri: str, tmp_path: Path, capsys
     assert last_run(uri, parent).info.status == "FAILED"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MlflowException("no answer\nat all"),
+        OperationalError("select", {}, Exception("no answer")),
+        OSError("no answer"),
+    ],
+)
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_store_that_fails_at_the_end_hides_no_failed_job(
+    error: Exception, failed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(CSVTracking, "start_sweep", lambda *_: "a-parent")
+    monkeypatch.setattr(CSVTracking, "finish_sweep", fail)
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.CSVTracking", folder=str(tmp_path))
+    hydra = Callbacks()  # which swallows what is no SystemExit
+    hydra.callbacks.append(SweepParent())
+    hydra.on_multirun_start(cfg)
+    assert os.environ[PARENT_VARIABLE] == "a-parent"
+    if failed:
+        (tmp_path / "sweep/2_a").mkdir()
+        note_failure(tmp_path / "sweep/2_a", "the disk is full")
+        with pytest.raises(SystemExit) as ended:
+            hydra.on_multirun_end(cfg)
+        assert ended.value.code == 1
+    else:
+        hydra.on_multirun_end(cfg)
+    *jobs, store = capsys.readouterr().err.splitlines()
+    assert jobs == ["msgrpo_lab: job 2_a failed: the disk is full"] * failed
+    assert store.startswith(f"msgrpo_lab: {tmp_path}/sweep: the sweep could not be closed (")
+    assert "no answer" in store
+    assert PARENT_VARIABLE not in os.environ
+
+
+def test_a_store_that_fails_at_the_start_of_a_sweep_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise MlflowException("no answer")
+
+    monkeypatch.setattr(CSVTracking, "start_sweep", fail)
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.CSVTracking", folder=str(tmp_path))
+    hydra = Callbacks()
+    hydra.callbacks.append(SweepParent())
+    with pytest.raises(SystemExit) as ended:
+        hydra.on_multirun_start(cfg)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("msgrpo_lab: the tracking store cannot open a run (no answer); ")
+
+
 def test_a_sweep_without_a_database_has_no_parent(tmp_path: Path) -> None:
     cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.CSVTracking", folder=str(tmp_path))
     callback = SweepParent()
@@ -337,9 +394,8 @@ def test_csv_tracking_writes_metrics_and_configuration(tmp_path: Path) -> None:
     tracking = CSVTracking(folder=str(tmp_path / "run"))
     logger = tracking.start(config())
     logger.log_metrics({"train/loss": 0.5}, step=1)
-    logger.save()
+    assert "train/loss" in (tmp_path / "run/csv/metrics.csv").read_text(), "a kill would lose nothing"
     tracking.finish("FINISHED")
-    assert "train/loss" in (tmp_path / "run/csv/metrics.csv").read_text()
     assert OmegaConf.load(tmp_path / "run/resolved.yaml").sampler.n == 8
 
 
