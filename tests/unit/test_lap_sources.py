@@ -165,11 +165,13 @@ def test_precision(precision: Any, dtype: torch.dtype) -> None:
     assert resolve_precision(precision) == dtype
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_auto_precision_is_what_the_hardware_has(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+@pytest.mark.parametrize(("avx512", "amx", "pays"), [(True, True, True), (True, False, False), (False, False, False)])
+def test_auto_precision_is_what_pays_on_the_hardware(
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, pays: bool
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": native, "amx_bf16": False})
-    assert resolve_precision("auto") == (torch.bfloat16 if native else torch.float32)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": avx512, "amx_bf16": amx})
+    assert resolve_precision("auto") == (torch.bfloat16 if pays else torch.float32)
 
 
 def test_adapters_are_float32_over_frozen_bfloat16_weights() -> None:
