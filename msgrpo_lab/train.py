@@ -166,11 +166,16 @@ def _swept(config: DictConfig) -> float:
     Returns:
         What `train` returns; nan where it failed.
     """
+    if Stopped.job_of_sweep is not None:
+        raise Stopped(Stopped.job_of_sweep)
     folder = Path(HydraConfig.get().runtime.output_dir)
     note_failure(folder, None)
     try:
         return train(config)
-    except (Stopped, KeyboardInterrupt):
+    except Stopped as stop:
+        Stopped.job_of_sweep = stop.signum
+        raise
+    except KeyboardInterrupt:
         raise
     except SystemExit as end:
         reason = str(getattr(end, "reason", f"it ended with exit code {end.code}"))

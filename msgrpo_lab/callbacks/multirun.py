@@ -25,7 +25,8 @@ from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, Status, Tracking
 from msgrpo_lab.checkpoint.durable import write_durably
 from msgrpo_lab.commands import digest_of_job, remember, remembered
 from msgrpo_lab.config.mistakes import one_line
-from msgrpo_lab.run_folder import FAILURE, LOCK, RunFolderError, held
+from msgrpo_lab.run_folder import FAILURE, LOCK, RunFolderError, held, is_held
+from msgrpo_lab.stopping import PassingOn
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class SweepParent(Callback):
         self._note("RUNNING")
         remember(Path(config.paths.outputs), digest_of_job(config.hydra, sweeping=True), self._folder, arguments)
         atexit.register(self._close, "FAILED")
+        self._held.enter_context(PassingOn(joblib_workers, self._job_runs))
         if self._parent is not None:
             os.environ[PARENT_VARIABLE] = self._parent
 
@@ -129,6 +131,10 @@ class SweepParent(Callback):
             self._parent = None
             self._held.close()
 
+    def _job_runs(self) -> bool:
+        assert self._folder is not None
+        return any(is_held(lock.parent) for lock in self._folder.glob(f"*/{LOCK}"))
+
     def _let_go(self) -> None:
         """Leaves nothing behind where nothing has begun."""
         self._held.close()
@@ -141,6 +147,20 @@ class SweepParent(Callback):
         assert self._folder is not None
         content = {"parent": self._parent, "status": status}
         write_durably(self._folder / RECORD, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def joblib_workers() -> list[int]:
+    """Process ids of the workers that joblib's launcher has started from this process and that are alive."""
+    import psutil
+
+    found = []
+    for child in psutil.Process().children():
+        try:
+            if child.status() != psutil.STATUS_ZOMBIE and any("popen_loky" in word for word in child.cmdline()):
+                found.append(child.pid)
+        except psutil.Error:  # it has just ended
+            continue
+    return found
 
 
 def read_sweep(folder: Path) -> dict[str, Any] | None:

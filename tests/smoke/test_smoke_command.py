@@ -235,11 +235,29 @@ def test_a_run_that_fails_is_marked_failed(tmp_path: Path) -> None:
         assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
 
 
-@pytest.mark.parametrize("sweep_of", [(), ("-m", "sampler=uniform,abs_adv")], ids=["single", "sweep"])
+SWEEP = ("-m", "sampler=uniform,abs_adv")
+
+
+@pytest.mark.parametrize(
+    ("sweep_of", "signum"),
+    [
+        pytest.param((), signal.SIGINT, id="single"),
+        pytest.param(SWEEP, signal.SIGINT, id="sweep"),
+        pytest.param(SWEEP, signal.SIGTERM, id="sweep-SIGTERM", marks=pytest.mark.slow),
+        # Three jobs for two workers: the third is handed to one of them when its first has stopped, and must not begin.
+        pytest.param(
+            ("-m", "seed=0,1,2", "launcher=joblib", "hydra.launcher.n_jobs=2"),
+            signal.SIGTERM,
+            id="joblib-SIGTERM",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_an_interrupted_run_ends_at_once_is_marked_killed_and_keeps_its_policy(
-    sweep_of: tuple[str, ...], tmp_path: Path
+    sweep_of: tuple[str, ...], signum: signal.Signals, tmp_path: Path
 ) -> None:
-    """Ctrl-C in the middle of training."""
+    """A signal in the middle of training, to the process that was started."""
+    running = 2 if "launcher=joblib" in sweep_of else 1
     arguments = [*sweep_of, *TINY, "trainer.max_epochs=100000", "evaluation.every=1", f"paths.outputs={tmp_path}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "msgrpo_lab.train", *arguments],
@@ -256,20 +274,21 @@ def test_an_interrupted_run_ends_at_once_is_marked_killed_and_keeps_its_policy(
         told = ""
         for line in process.stdout:
             told += line
-            if "update 3/" in line:
+            if told.count("update 3/") == running:
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signum)
         told += process.communicate(timeout=60)[0]
     finally:
         process.kill()
-    assert process.returncode == 130, told
+    assert process.returncode == 128 + signum, told
     assert "Traceback" not in told
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("msgrpo")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    (job,) = [run for run in runs if run.data.tags["msgrpo.kind"] == "job"]
-    assert job.info.status == "KILLED"
-    assert [run.info.status for run in runs if run is not job] == ["KILLED"] * bool(sweep_of)
-    kept = {path.path for path in client.list_artifacts(job.info.run_id, "adapter")}
-    assert kept == {"adapter/best", "adapter/last"}
+    kinds = sorted(run.data.tags["msgrpo.kind"] for run in runs)
+    assert kinds == ["job"] * running + ["sweep"] * bool(sweep_of), "no other job was begun"
+    assert {run.info.status for run in runs} == {"KILLED"}
+    for job in (run for run in runs if run.data.tags["msgrpo.kind"] == "job"):
+        kept = {path.path for path in client.list_artifacts(job.info.run_id, "adapter")}
+        assert kept == {"adapter/best", "adapter/last"}
