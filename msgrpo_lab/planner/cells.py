@@ -98,7 +98,7 @@ def _plan(jobs: Sequence[Job], answer_tokens: int | None) -> Cell:
     on_gpu = estimate(sizes["gpu"], work, place="gpu", tracked=tracked, **budgets)
     devices = [
         *(_on(device, sizes["gpu"], work, on_gpu) for device in GPUS),
-        _on(cpu(sizes["cpu"].item), sizes["cpu"], work, on_cpu),
+        _on(cpu(sizes["cpu"].item, sizes["cpu"].hidden), sizes["cpu"], work, on_cpu),
     ]
     return Cell(
         label=f"{choices['model']} on {choices['env']}",

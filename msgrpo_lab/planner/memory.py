@@ -21,9 +21,10 @@ TRACKING = 145 * 2**20
 """What MLflow adds to it. Measured: 143 MiB."""
 TURN = 2000
 """Bytes of a turn's Python objects: text, token numbers, records. Measured on 10,000 turns: 1.9 kB."""
-HEAP_GROWTH = 0.45
+HEAP_GROWTH = {2: 0.45, 4: 0.10}
 """The C library's heap keeps what is freed (`heap.py`), and the pieces fit less and less: what comes and goes takes
-1 + 0.45 · log2(1 + passes) times its size. Measured on SmolLM2 over 64 updates, docs/planning.md."""
+1 + growth · log2(1 + passes) times its size. By the bytes of a number: bfloat16 products keep buffers of their own for
+every shape they have met. Measured on SmolLM2 over 64 updates in either type, docs/planning.md."""
 HEAP_PASSES = 150
 """Passes over which that was measured; beyond them it is taken to grow no further."""
 CUDA_SLACK = 0.10
@@ -99,7 +100,8 @@ def estimate(
     }
     total = sum(moving.values())
     passes = min(HEAP_PASSES, max(1, len(work.passes) * work.rollouts))
-    spare = HEAP_GROWTH * math.log2(1 + passes) * total if host else CUDA_SLACK * (total + sum(static.values()))
+    growth = HEAP_GROWTH[size.item] * math.log2(1 + passes)
+    spare = growth * total if host else CUDA_SLACK * (total + sum(static.values()))
     return Memory(**static, **moving, allocator=int(spare))
 
 
