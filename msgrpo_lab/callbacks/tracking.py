@@ -27,7 +27,7 @@ from msgrpo_lab.callbacks.csv_tracking import CSVTracking
 from msgrpo_lab.callbacks.entries import known_points, points_of
 from msgrpo_lab.callbacks.outbox import Outbox
 from msgrpo_lab.callbacks.spool import Owner, Spool
-from msgrpo_lab.callbacks.store import check_form, check_reachable, mlflow_module, prepare_store
+from msgrpo_lab.callbacks.store import check_form, check_reachable, database_path, mlflow_module, prepare_store
 from msgrpo_lab.callbacks.tracked_run import (
     FOLDER_TAG,
     LONGEST_PARAM,
@@ -197,9 +197,12 @@ class MLflowTracking:
         Raises:
             ValueError: the store cannot be used, there is no such run, or it has no folder.
         """
+        remedy = "give the folder of a checkpoint instead"
+        database = database_path(self.tracking_uri)
+        if database is not None and not database.exists():  # and none is made by asking
+            raise ValueError(f"ckpt_path=run:{run_id}: there is no such run, nor a database {database}; {remedy}")
         mlflow = mlflow_module()
         prepare_store(self.tracking_uri, self.experiment)
-        remedy = "give the folder of a checkpoint instead"
         try:
             tags = mlflow.MlflowClient(self.tracking_uri).get_run(run_id).data.tags
         except mlflow.exceptions.MlflowException as error:
