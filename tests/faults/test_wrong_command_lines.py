@@ -35,6 +35,7 @@ MODULES = {"train": "msgrpo_lab.train", "oracle": "msgrpo_lab.oracle", "compare"
 # A command line, and how each of the lines begins that it must be answered with.
 WRONG: list[tuple[str, list[str]]] = [
     # overrides
+    ("train ckpt_path=run:abc", ["ckpt_path=run:abc: there is no such run"]),
     ("train sampler=absadv", ["sampler=absadv: no such option; did you mean 'abs_adv'?"]),
     ("train env=null", ["env=null: a group takes the name of one option"]),
     ("train env=[frozenlake,snake]", ["env=[frozenlake,snake]: one option must be chosen; there are: frozenlake"]),
