@@ -49,16 +49,16 @@ class Outcomes:
         )
 
     def scores(self, ends: tuple[float, float] | None) -> dict[str, float]:
-        """Scores with 95 % intervals over the episodes.
+        """Scores with 95 % intervals over the episodes: Wilson's where every return is 1 for success or 0, since the
+        normal one has no width where all episodes end alike.
 
         `normalised_score` is (return − low) / (high − low), with `ends` = (low, high) the returns of the lower and the
         upper reference player: 0 is the one, 1 the other. It is left out where they are not known, or the same.
         """
-        count = len(self.success)
-        intervals = {
-            "return_mean": (float(self.returns.mean()), *mean_interval(self.returns)),
-            "success_rate": (float(self.success.mean()), *wilson_interval(int(self.success.sum()), count)),
-        }
+        share = (float(self.success.mean()), *wilson_interval(int(self.success.sum()), len(self.success)))
+        binary = np.array_equal(self.returns, self.success)
+        mean = share if binary else (float(self.returns.mean()), *mean_interval(self.returns))
+        intervals = {"return_mean": mean, "success_rate": share}
         if ends is not None and not math.isclose(*ends):
             low, high = ends
             low_to_high = [(value - low) / (high - low) for value in intervals["return_mean"]]

@@ -66,15 +66,31 @@ def batch() -> RolloutBatch:
 
 def test_scores_are_of_the_unshaped_return_with_intervals(batch: RolloutBatch) -> None:
     scores = Outcomes.of(batch).scores((0.25, 1.25))
-    half = 1.959963984540054 * 0.5 / 2  # sample standard deviation 0.5, four episodes
-    assert scores["return_mean"] == 0.75
-    assert (scores["return_mean_low"], scores["return_mean_high"]) == pytest.approx((0.75 - half, 0.75 + half))
-    assert scores["success_rate"] == 0.75
-    assert (scores["success_rate_low"], scores["success_rate_high"]) == pytest.approx(wilson_interval(3, 4))
+    assert scores["return_mean"] == scores["success_rate"] == 0.75
+    low, high = wilson_interval(3, 4)
+    assert (scores["success_rate_low"], scores["success_rate_high"]) == (low, high)
+    assert (scores["return_mean_low"], scores["return_mean_high"]) == (low, high), "all returns are 0 or 1"
     assert scores["normalised_score"] == pytest.approx(0.5)
-    assert scores["normalised_score_low"] == pytest.approx(0.5 - half)
+    assert scores["normalised_score_low"] == pytest.approx(low - 0.25)
     assert scores["episode_length"] == 1.25
     assert scores["valid_action_rate"] == 0.8
+
+
+def test_returns_that_are_more_than_success_have_the_normal_interval() -> None:
+    outcomes = Outcomes.of(
+        rollout(
+            *((seed, True, [turn(reward=0.0, game_reward=value)]) for seed, value in enumerate((1.0, 2.0, 2.0, 1.0)))
+        )
+    )
+    scores = outcomes.scores(None)
+    half = 1.959963984540054 * (1 / 3) ** 0.5 / 2  # sample variance 1/3, four episodes
+    assert (scores["return_mean_low"], scores["return_mean_high"]) == pytest.approx((1.5 - half, 1.5 + half))
+    assert scores["success_rate_high"] == 1.0
+
+
+def test_an_interval_of_episodes_that_all_failed_has_a_width() -> None:
+    outcomes = Outcomes.of(rollout(*((seed, False, [turn(reward=0.0, game_reward=0.0)]) for seed in range(4))))
+    assert outcomes.scores((0.0, 1.0))["normalised_score_high"] == pytest.approx(wilson_interval(0, 4)[1])
 
 
 def test_normalisation_takes_the_distance_between_the_players(batch: RolloutBatch) -> None:
