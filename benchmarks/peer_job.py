@@ -12,7 +12,6 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 
 from msgrpo_lab.assemble import Lab, component
-from msgrpo_lab.lap.build import resolve_precision
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.lap.sources import Loaded
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, generator
@@ -56,6 +55,8 @@ class PeerJob:
     make_game: Callable[[], TextGame]
     choices: tuple[tuple[int, ...], ...] | None
     """Token ids of the legal answers where decoding is constrained to them."""
+    dtype: torch.dtype
+    """Compute type: the lab's own."""
 
     @classmethod
     def of(cls, lab: Lab, config: DictConfig) -> PeerJob:
@@ -65,12 +66,8 @@ class PeerJob:
             prompt=lab.data.collector.prompt,
             make_game=lab.data.collector.make_game,
             choices=lab.data.sampling.choices,
+            dtype=lab.policy.compute_dtype,
         )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Compute type: what the lab itself would take."""
-        return resolve_precision(self.config.model.precision)
 
     @property
     def groups(self) -> int:

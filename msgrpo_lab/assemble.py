@@ -59,6 +59,8 @@ def build_lab(config: DictConfig) -> Lab:
         seed=config.seed,
         sharing=update.sharing,
         truth_completions=config.rollout.truth_completions,
+        action_entropy=update.action_entropy,
+        maps=config.evaluation.get("maps", "all"),
     )
     module = LAPModule(
         policy=policy,

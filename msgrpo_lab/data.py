@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from msgrpo_lab.collate import collate, split_episodes
+from msgrpo_lab.credit.action_entropy import action_surprise
 from msgrpo_lab.credit.base import CreditAssigner, needs_oracle
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.rows import Sharing
@@ -20,7 +24,9 @@ from msgrpo_lab.rollout.action_probs import table_maker
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.collect import Collector, RolloutObserver
 from msgrpo_lab.rollout.engine import RolloutEngine
+from msgrpo_lab.rollout.map_split import Maps, MapSplit, prompt_digests
 from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics, top_action_share
+from msgrpo_lab.rollout.thoughts import thought_metrics
 from msgrpo_lab.rollout.truth import LakeTruth, lake_truth
 from msgrpo_lab.sampler.base import EpisodeSampler
 from msgrpo_lab.sampler.diagnostics import diagnose
@@ -50,6 +56,8 @@ class RolloutDataModule(L.LightningDataModule):
         sharing: what samples share in a forward pass for reference log-probabilities; see `LAPModule`.
         truth_completions: completions a text that the policy's action probabilities are estimated from, where the
             oracle is asked and decoding is free.
+        action_entropy: coefficient of the bonus on the entropy of actions, in units of the advantage a nat; 0: none.
+        maps: whether some maps are kept out of training; see `MapSplit`.
     """
 
     def __init__(
@@ -70,6 +78,8 @@ class RolloutDataModule(L.LightningDataModule):
         seed: int,
         sharing: Sharing = "tree",
         truth_completions: int = 64,
+        action_entropy: float = 0.0,
+        maps: Maps = "all",
     ) -> None:
         super().__init__()
         if not engine.samples_policy:
@@ -91,6 +101,10 @@ class RolloutDataModule(L.LightningDataModule):
         self.seed = seed
         self.sharing: Sharing = sharing
         self.truth_completions = truth_completions
+        self.action_entropy = action_entropy
+        self.map_split = MapSplit(collector.make_game) if maps == "unseen" else None
+        self.prompts_met: set[bytes] = set()
+        """Digests of the prompts that training has read so far; kept only where maps are split."""
         self.observers: list[RolloutObserver] = []
         self.truth_askers: list[Callable[[int], bool]] = []
         """Each says of an epoch whether it wants `truth`; where the credit rule needs an oracle it is always there."""
@@ -113,11 +127,16 @@ class RolloutDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What has been counted so far."""
-        return {"env_steps": self.env_steps, "episodes": self.episodes}
+        counted: dict[str, Any] = {"env_steps": self.env_steps, "episodes": self.episodes}
+        if self.map_split is not None:
+            counted["prompts_met"] = base64.b64encode(b"".join(sorted(self.prompts_met))).decode("ascii")
+        return counted
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting where a checkpoint left off."""
         self.env_steps, self.episodes = int(state_dict["env_steps"]), int(state_dict["episodes"])
+        met = base64.b64decode(state_dict.get("prompts_met", ""))
+        self.prompts_met = {met[place : place + 8] for place in range(0, len(met), 8)}
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
         """One rollout an iteration, collected in this process when iteration starts."""
@@ -134,7 +153,11 @@ class RolloutDataModule(L.LightningDataModule):
 
     def _play(self, epoch: int, version: int, *, seed: int, num_groups: int) -> RolloutBatch:
         """`num_groups` groups by the policy after `version` updates; all draws are of `seed` and the epoch."""
-        env_seeds = generator(seed, "env_seeds", epoch).integers(FIRST_HELD_OUT_SEED, size=num_groups)
+        seed_rng = generator(seed, "env_seeds", epoch)
+        if self.map_split is None:
+            env_seeds = seed_rng.integers(FIRST_HELD_OUT_SEED, size=num_groups)
+        else:
+            env_seeds = self.map_split.training_seeds(seed_rng, num_groups)
         members = generator(seed, "members", epoch).integers(2**31, size=num_groups * self.group_size)
         self.engine.sync(self.policy, version)
         rollout = self.collector.collect(
@@ -182,6 +205,20 @@ class RolloutDataModule(L.LightningDataModule):
         """The credit of a rollout, with what samplers need beside it."""
         return with_outcomes(rollout, self.credit(rollout))
 
+    def _thought_metrics(self, rollout: RolloutBatch) -> dict[str, float]:
+        """What answers that think say of their thoughts; nothing where the answer is one of some words."""
+        if self.sampling.choices is not None:
+            return {}
+        decode = partial(self.policy.tokenizer.decode, skip_special_tokens=True)
+        return thought_metrics(rollout, self.collector.example_game.legal_actions, lambda token: decode([token]))
+
+    def _with_exploration(self, rollout: RolloutBatch, credit: Credit) -> Credit:
+        """The credit that is trained on: with the bonus on the entropy of actions, which no sampler sees."""
+        if self.action_entropy == 0.0:
+            return credit
+        bonus_ET = np.where(credit.turn_mask, self.action_entropy * action_surprise(rollout), 0.0)
+        return replace(credit, turn_adv=credit.turn_adv + bonus_ET)
+
     def pool(self, epoch: int, version: int) -> tuple[RolloutBatch, int]:
         """The episodes to draw from: the epoch's rollout, and as many refills as the sampler asks for."""
         rollout, refills = self.with_truth(self.collect(epoch, version), epoch), 0
@@ -206,12 +243,14 @@ class RolloutDataModule(L.LightningDataModule):
             credit, rollout.group_index, self.sampler.num_episodes, generator(self.seed, "sampler", epoch)
         )
         credited = time.perf_counter()
-        batch = collate(rollout, credit, selection)
+        batch = collate(rollout, self._with_exploration(rollout, credit), selection)
         if self.needs_reference:
             batch = replace(batch, ref_logprobs=self.reference_logprobs(batch))
         turns = int(rollout.num_turns.sum())
         tokens = sum(len(turn.completion.token_ids) for episode in rollout.episodes for turn in episode.turns)
         self.rollout = rollout
+        if self.map_split is not None:
+            self.prompts_met |= prompt_digests(rollout)
         self.env_steps += turns
         self.episodes += len(rollout.episodes)
         rollout_s = collected - started - self._truth_s
@@ -219,6 +258,7 @@ class RolloutDataModule(L.LightningDataModule):
             **{f"train/{name}": value for name, value in rollout_metrics(rollout).items()},
             "train/action_entropy": action_entropy(rollout, constrained=self.sampling.choices is not None),
             "train/top_action_share": top_action_share(rollout),
+            **{f"train/{name}": value for name, value in self._thought_metrics(rollout).items()},
             "train/turns": float(turns),
             "train/env_steps": float(self.env_steps),
             "train/episodes": float(self.episodes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ from msgrpo_lab.assemble import Lab, component
 from msgrpo_lab.callbacks.adapter import AdapterKeeper
 from msgrpo_lab.callbacks.checkpoints import CheckpointKeeper, Resumption, best_of
 from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.callbacks.run_logger import RunLogger
 from msgrpo_lab.callbacks.stop import StopCheck
 from msgrpo_lab.checkpoint.format import Snapshot
 from msgrpo_lab.checkpoint.state import load_trainable
 from msgrpo_lab.resume import Beginning
 from msgrpo_lab.stopping import Stopping
+
+PRECISION_TAG = "msgrpo.precision"
+"""Tag of a run: the number type it computed in."""
 
 
 def fit(
@@ -50,12 +55,19 @@ def fit(
     choices = {str(group): choice for group, choice in HydraConfig.get().runtime.choices.items()}
     evaluation: HeldOutEvaluation = component(config.evaluation, scenario=choices["env"])
     adapter = AdapterKeeper(folder=folder, evaluation=evaluation)
+    precision = str(lab.policy.compute_dtype).removeprefix("torch.")
     origin = {
         "config": plain,
         "choices": choices,
         "run_id": getattr(logger, "run_id", None),
         "versions": {"msgrpo_lab": __version__, "torch": str(torch.__version__)},
+        "precision": precision,
     }
+    if isinstance(logger, RunLogger):
+        logger.set_tag(PRECISION_TAG, precision)
+    if lab.policy.product_speed is not None:
+        speed = lab.policy.product_speed._asdict()
+        logger.log_metrics({f"perf/product_gflops_{name}": rate for name, rate in speed.items()}, step=0)
     keeper = CheckpointKeeper(
         folder=folder,
         origin=origin,
@@ -71,6 +83,16 @@ def fit(
     trainer: L.Trainer = component(config.trainer, logger=logger, callbacks=callbacks, default_root_dir=str(folder))
     trainer.fit(lab.module, datamodule=lab.data)
     return float(evaluation.latest_return)
+
+
+def with_precision_of(snapshot: Snapshot | None, config: DictConfig) -> DictConfig:
+    """The configuration, with the number type that a checkpoint's run computed in where `model.precision` is auto."""
+    precision = None if snapshot is None else snapshot.state.get("precision")
+    if precision is None or config.model.precision != "auto":
+        return config
+    config = copy.deepcopy(config)
+    config.model.precision = precision
+    return config
 
 
 def _wind_up(

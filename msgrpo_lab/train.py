@@ -80,7 +80,7 @@ def _train(config: DictConfig, folder: Path, begin: Beginning, plain: dict[str, 
     import torch
 
     from msgrpo_lab.assemble import build_lab, component
-    from msgrpo_lab.fitting import fit
+    from msgrpo_lab.fitting import fit, with_precision_of
     from msgrpo_lab.heap import keep_freed_memory
 
     _quieten()
@@ -99,7 +99,7 @@ def _train(config: DictConfig, folder: Path, begin: Beginning, plain: dict[str, 
             record = RunRecord(status="RUNNING", run_id=getattr(logger, "run_id", None), config=plain)
             record.write(folder)
             try:
-                lab = build_lab(config)
+                lab = build_lab(with_precision_of(begin.snapshot, config))
             except (ValueError, OSError, InstantiationException) as error:
                 # What only the model itself can tell: a damaged file, LoRA targets it does not have.
                 raise CannotStart(str(innermost(error))) from error

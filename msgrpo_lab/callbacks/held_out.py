@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -14,6 +14,7 @@ import torch
 from msgrpo_lab.data import RolloutDataModule
 from msgrpo_lab.oracle.reference import Score
 from msgrpo_lab.rollout.held_out import Outcomes, held_out_references, play_held_out, reference_ends
+from msgrpo_lab.rollout.map_split import Maps, prompt_digests
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ class HeldOutEvaluation(L.Callback):
         temperature: of the sampled evaluation.
         reference_simulations: episodes a reference player is simulated for where there is no exact value.
         scenario: name of the scenario in the metrics.
+        maps: `unseen` also plays as many held-out seeds of maps that training never meets, as
+            `eval/<scenario>/unseen_…` and `…/unseen_greedy_…`; and says how many of the distinct prompts of an
+            evaluation training has read, as `…prompts_met` (a share). The data module must split maps as well.
     """
 
     def __init__(
@@ -41,7 +45,11 @@ class HeldOutEvaluation(L.Callback):
         temperature: float = 1.0,
         reference_simulations: int = 2000,
         scenario: str = "game",
+        maps: Maps = "all",
     ) -> None:
+        if maps not in get_args(Maps):
+            raise ValueError(f"evaluation.maps={maps!r}: is unknown; use one of {', '.join(get_args(Maps))}")
+        self.maps: Maps = maps
         for key, value in (("episodes", episodes), ("every", every), ("reference_simulations", reference_simulations)):
             if value < 1:
                 raise ValueError(f"evaluation.{key}={value}: must be at least 1")
@@ -83,11 +91,17 @@ class HeldOutEvaluation(L.Callback):
         ends = reference_ends(data.collector.example_game, self.references)
         metrics: dict[str, float] = {}
         data.engine.sync(data.policy, trainer.global_step)
-        for prefix, greedy in (("", False), ("greedy_", True)):
-            sampling = replace(data.sampling, temperature=self.temperature, greedy=greedy)
-            played = play_held_out(data.collector, data.engine, sampling, self.episodes)
-            scores = Outcomes.of(played).scores(ends)
-            metrics |= {f"eval/{self.scenario}/{prefix}{name}": value for name, value in scores.items()}
+        split = data.map_split if self.maps == "unseen" else None
+        places = {"": None} if split is None else {"": None, "unseen_": split.unseen_seeds(self.episodes)}
+        for where, seeds in places.items():
+            for prefix, greedy in ((where, False), (f"{where}greedy_", True)):
+                sampling = replace(data.sampling, temperature=self.temperature, greedy=greedy)
+                played = play_held_out(data.collector, data.engine, sampling, self.episodes, seeds)
+                scores = Outcomes.of(played).scores(ends if seeds is None else None)
+                if split is not None:
+                    read = prompt_digests(played)
+                    scores["prompts_met"] = len(read & data.prompts_met) / len(read)
+                metrics |= {f"eval/{self.scenario}/{prefix}{name}": value for name, value in scores.items()}
         metrics["perf/evaluation_s"] = time.perf_counter() - started
         self.latest, self.evaluated_at = metrics, trainer.global_step
         _log(trainer, metrics)

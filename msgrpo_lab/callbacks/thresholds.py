@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Cause = Literal["non_finite", "logprob_gap", "collapse"]
-"""What a watchdog can be told to answer, each in its own way."""
+Cause = Literal["non_finite", "logprob_gap", "collapse", "first_rollout"]
+"""What a watchdog can be told to answer, each in its own way; and what the first rollout is warned of."""
 
 OPERATIONS: dict[str, Callable[[float, float], bool]] = {"below": operator.lt, "above": operator.gt}
 

@@ -55,8 +55,29 @@ def _mistakes(looked_at: str) -> tuple[Mistake, ...]:
     mistakes = [] if model.get("lora_rank") is None else list(_check_adapter(model, outline))
     if outline.tokenizer is not None and getattr(outline.tokenizer, "chat_template", None):
         prompt = PromptBuilder(instantiate(tree["prompt"], _convert_="all"), outline.tokenizer)
-        mistakes += _check_lengths(tree, outline, prompt, instantiate(tree["env"], _convert_="all"))
+        game = instantiate(tree["env"], _convert_="all")
+        mistakes += _check_lengths(tree, outline, prompt, game)
+        mistakes += _check_examples(prompt, game)
+    mistakes += _check_top_k(tree, outline)
     return tuple(mistakes)
+
+
+def _check_top_k(tree: Mapping[str, Any], outline: Outline) -> Iterator[Mistake]:
+    top_k = whole(section(section(tree, "rollout"), "sampling").get("top_k"))
+    size = getattr(outline.config.get_text_config(), "vocab_size", None)
+    if top_k is not None and size is not None and top_k > size:
+        problem = f"the model's vocabulary has only {size} tokens"
+        yield Mistake("rollout.sampling.top_k", top_k, problem, "give for example 3, or null to keep all")
+
+
+def _check_examples(prompt: PromptBuilder, game: TextGame) -> Iterator[Mistake]:
+    """Worked examples teach the form of an answer: one that the prompt's own parser cannot read teaches a wrong one."""
+    for number, (_, answer) in enumerate(prompt.template.examples):
+        parsed = prompt.parse(answer, game.legal_actions)
+        if parsed.action is None:
+            problem = f"the prompt's parser reads no action in it ({parsed.error})"
+            remedy = f"write an answer as the model is to write it, with one of: {', '.join(game.legal_actions)}"
+            yield Mistake(f"prompt.examples[{number}]", answer, problem, remedy)
 
 
 def _check_adapter(model: Mapping[str, Any], outline: Outline) -> Iterator[Mistake]:

@@ -20,6 +20,8 @@ OF_TRAINING = frozenset({"resume", "ckpt_path"})
 """Values that mean this only where something is trained (`update`); an evaluation has a `resume` of its own."""
 TAG_PARSER = "ActionTagParser"
 """Reads the action out of an XML tag."""
+WORD_PARSER = "FirstWordParser"
+"""Reads the first legal word, and tells when it stands complete."""
 LARGEST_SEED = 2**63 - 1
 """torch's generators take no larger one."""
 TRACKED = "run:"
@@ -112,6 +114,14 @@ def _check_answers(tree: Mapping[str, Any]) -> Iterator[Mistake]:
             True,
             "the prompt asks for an <action> tag, which an answer constrained to one legal word never holds",
             "set rollout.sampling.constrain=false with a larger rollout.sampling.max_new_tokens, or prompt=action_only",
+        )
+    prompt = section(tree, "prompt")
+    if prompt.get("stop") and parser == WORD_PARSER and prompt.get("stop_at_action") is not False:
+        yield Mistake(
+            "prompt.stop",
+            prompt["stop"],
+            "the prompt's parser ends an answer at its first legal word by itself",
+            "leave it empty, or give a parser that needs it, as prompt=think_action does",
         )
 
 

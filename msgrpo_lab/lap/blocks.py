@@ -14,9 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-SPARE = 8
-"""A growing memory that is full gets room for so many steps like the one that filled it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -29,33 +26,6 @@ class Memory:
     def num_tokens(self) -> int:
         """Token places held, padding included."""
         return self.keys[0].shape[0] * self.keys[0].shape[2]
-
-
-@dataclass(slots=True)
-class GrowingMemory:
-    """Keys and values of one row in every layer, with room for more; blocks that grow it write into it."""
-
-    store: Float[Tensor, "J 2 G C D"]
-    """C columns, of which the first `length` are filled."""
-    length: int
-
-    def make_room(self, count: int) -> None:
-        """So that `count` tokens more fit; where it has to move, room for `SPARE` times as many."""
-        if self.length + count <= self.store.shape[3]:
-            return
-        wider = self.store.new_empty(*self.store.shape[:3], self.length + SPARE * count, self.store.shape[4])
-        wider[:, :, :, : self.length] = self.store[:, :, :, : self.length]
-        self.store = wider
-
-    def put(
-        self, layer: int, keys: Float[Tensor, "1 G W D"], values: Float[Tensor, "1 G W D"]
-    ) -> tuple[Tensor, Tensor]:
-        """Writes a layer's further tokens behind the filled ones; all keys and all values, those included."""
-        stop = self.length + keys.shape[2]
-        kept = self.store[layer]
-        kept[0, :, self.length : stop] = keys[0]
-        kept[1, :, self.length : stop] = values[0]
-        return kept[0, None, :, :stop], kept[1, None, :, :stop]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +47,8 @@ class Block:
     token_ids: Int[Tensor, "R W"]
     positions: Int[Tensor, "R W"]
     own_mask: Bool[Tensor, "R W W"] | None = None
-    """Which tokens of its own row each token sees (itself among them); None: those before it. In a block that grows a
-    memory the memory's tokens count as the row's own, and stand before them."""
+    """Which tokens of its own row each token sees (itself among them); None: those before it."""
     reads: tuple[Read, ...] = ()
-    grows: GrowingMemory | None = None
-    """What a block of one row reads beside itself and appends itself to; without gradients."""
 
 
 def width_of(source: int | Memory, shapes: Sequence[torch.Size]) -> int:

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.sources import LocalModel, ModelSource
-
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether bfloat16 matrix products pay on this CPU: with AMX tiles.
-
-    AVX-512 BF16 by itself does not do. On a Xeon without AMX (2 threads, 2048³) float32 ran at 170 GFLOP/s and
-    bfloat16 at 118, and an update of the default job took 7.5 s against 10.5 s.
-    """
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-
-
-def resolve_precision(precision: Precision) -> torch.dtype:
-    """bfloat16 where it is asked for, or where `auto` finds hardware for it."""
-    if precision == "auto":
-        native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bfloat16()
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+from msgrpo_lab.lap.precision import Precision, choose_precision
+from msgrpo_lab.lap.sources import LocalModel, ModelSource, ModelSourceError
 
 
 def build_policy(
@@ -47,7 +29,8 @@ def build_policy(
     Args:
         source: where the base model comes from.
         path: a local folder that takes the source's place.
-        precision: type of the frozen weights and of the forward pass; trained parameters are always float32.
+        precision: type of the frozen weights and of the forward pass, `auto` the faster one here; trained parameters
+            are always float32.
         lora_rank: rank of the adapter; None trains all weights.
         lora_alpha: the adapter's output is scaled by alpha / rank.
         lora_targets: names of the layers that get an adapter, or `all-linear` (all but the output projection).
@@ -58,15 +41,25 @@ def build_policy(
         ModelSourceError: the base model cannot be had.
         ValueError: LoRA targets that the model does not have.
     """
-    dtype = resolve_precision(precision)
     source = source if path is None else LocalModel(path=path)
+    chosen = choose_precision(precision, _config_of(source) if precision == "auto" else None)
+    dtype = chosen.dtype
     model, tokenizer = source.load(torch.float32 if lora_rank is None else dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _trainable(model, dtype, lora_rank, lora_alpha, lora_targets)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LanguagePolicy(model, tokenizer, dtype)
+    return LanguagePolicy(model, tokenizer, dtype, chosen.speed)
+
+
+def _config_of(source: ModelSource) -> PretrainedConfig | None:
+    """The model's configuration, or None where it cannot be had before the model itself."""
+    try:
+        config: PretrainedConfig = source.outline().config
+    except ModelSourceError:
+        return None
+    return config
 
 
 class OutlinedModel(NamedTuple):
@@ -99,9 +92,9 @@ def outline_model(
         ModelSourceError: the source cannot say what it is without the network.
         ValueError: LoRA targets that the model does not have.
     """
-    dtype = resolve_precision(precision)
     source = source if path is None else LocalModel(path=path)
     config, tokenizer = source.outline()
+    dtype = choose_precision(precision, config).dtype
     make: Any = AutoModelForCausalLM
     with torch.device("meta"):
         model = make.from_config(config, dtype=torch.float32 if lora_rank is None else dtype)

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from msgrpo_lab.lap.blocks import Block, Memory, Read, bias_of, width_of
 from msgrpo_lab.lap.kernels import attend, rms_norm, rotate
 from msgrpo_lab.lap.plan import ForwardPlan
-from msgrpo_lab.lap.projections import Linear, Prepared, project, swiglu_mlp
+from msgrpo_lab.lap.projections import Linear, Packed, Prepared, packs, project, swiglu_mlp
 
 FAMILIES = ("llama", "qwen2")
 """`model_type` of the models that this decoder computes."""
@@ -33,11 +33,11 @@ class _Layer:
     """One layer's weights."""
 
     norm: tuple[Tensor, float]
-    qkv: Sequence[Linear] | Prepared
-    out: Sequence[Linear] | Prepared
+    qkv: Sequence[Linear] | Prepared | Packed
+    out: Sequence[Linear] | Prepared | Packed
     mlp_norm: tuple[Tensor, float]
-    gate_up: Sequence[Linear] | Prepared
-    down: Sequence[Linear] | Prepared
+    gate_up: Sequence[Linear] | Prepared | Packed
+    down: Sequence[Linear] | Prepared | Packed
 
 
 class BlockDecoder:
@@ -55,23 +55,40 @@ class BlockDecoder:
         self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.recompute = recompute
         self._frozen: list[_Layer] | None = None
+        self._packed: dict[tuple[int, str], Tensor] = {}
+        """Frozen weights in the layout of `Packed`, by layer and group of projections."""
 
     def frozen(self) -> BlockDecoder:
         """This decoder with the adapter as it is now, made ready once: for passes without gradients."""
         ready = copy.copy(self)
         dtype = self.model.embed_tokens.weight.dtype
-        layers = [_layer_of(module) for module in self.model.layers]
-        ready._frozen = [
-            replace(
-                layer,
-                qkv=_prepared(layer.qkv, dtype),
-                out=_prepared(layer.out, dtype),
-                gate_up=_prepared(layer.gate_up, dtype),
-                down=_prepared(layer.down, dtype),
+        ready._frozen = []
+        for number, module in enumerate(self.model.layers):
+            layer = _layer_of(module)
+            ready._frozen.append(
+                replace(
+                    layer,
+                    qkv=self._prepare(layer.qkv, dtype, (number, "qkv")),
+                    out=self._prepare(layer.out, dtype, (number, "out")),
+                    gate_up=self._prepare(layer.gate_up, dtype, (number, "gate_up")),
+                    down=self._prepare(layer.down, dtype, (number, "down")),
+                )
             )
-            for layer in layers
-        ]
         return ready
+
+    def _prepare(
+        self, linears: Sequence[Linear] | Prepared | Packed, dtype: torch.dtype, place: tuple[int, str]
+    ) -> Sequence[Linear] | Prepared | Packed:
+        """Made ready where all have adapters; as they are where not. What is packed of frozen weights is kept."""
+        if isinstance(linears, Prepared | Packed) or not all(linear.adapted for linear in linears):
+            return linears
+        with torch.no_grad():
+            prepared = Prepared.of(linears, dtype)
+            if not all(packs(linear.weight) for linear in linears):
+                return prepared
+            packed = Packed.of(prepared, self._packed.get(place))
+            self._packed[place] = packed.weight
+            return packed
 
     @staticmethod
     def supports(causal_lm: Any, compute_dtype: torch.dtype) -> bool:
@@ -94,9 +111,6 @@ class BlockDecoder:
         cos, sin = (part[0, :, None, : self.head_size // 2] for part in self.model.rotary_emb(x, positions[None]))
         biases = [bias_of(block, [width_of(read.source, shapes) for read in block.reads], x.dtype) for block in blocks]
         kept: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in keep]
-        for block in blocks:
-            if block.grows is not None:
-                block.grows.make_room(block.token_ids.shape[1])
         layers = self._frozen or [_layer_of(module) for module in self.model.layers]
         for number, layer in enumerate(layers):
             arguments = (layer, number, x, cos, sin, blocks, biases)
@@ -107,9 +121,6 @@ class BlockDecoder:
             for (keys, values), kept_block in zip(kept, keep, strict=True):
                 keys.append(pairs[kept_block][0])
                 values.append(pairs[kept_block][1])
-        for block in blocks:
-            if block.grows is not None:
-                block.grows.length += block.token_ids.shape[1]
         norm = self.model.norm
         x = rms_norm(x, norm.weight, norm.variance_epsilon)
         parts = torch.split(x, [rows * width for rows, width in shapes])
@@ -189,8 +200,6 @@ class BlockDecoder:
             own_q, own_k, own_v = (
                 part[start:stop].view(rows, width, -1, self.head_size).transpose(1, 2) for part in (q, k, v)
             )
-            if block.grows is not None:
-                own_k, own_v = block.grows.put(number, own_k, own_v)
             pairs.append((own_k, own_v))
             seen = [_seen(read, rows, number, pairs) for read in block.reads]
             keys = torch.cat([*(key for key, _ in seen), own_k], dim=2) if seen else own_k
@@ -213,15 +222,6 @@ def _layer_of(module: Any) -> _Layer:
         gate_up=[_linear(mlp.gate_proj), _linear(mlp.up_proj)],
         down=[_linear(mlp.down_proj)],
     )
-
-
-def _prepared(linears: Sequence[Linear] | Prepared, dtype: torch.dtype) -> Sequence[Linear] | Prepared:
-    """Made ready where all have adapters; as they are where not."""
-    if isinstance(linears, Prepared):
-        return linears
-    adapted = all(linear.adapted for linear in linears)
-    with torch.no_grad():
-        return Prepared.of(linears, dtype) if adapted else linears
 
 
 def _linear(module: Any) -> Linear:

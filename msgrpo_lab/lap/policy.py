@@ -26,9 +26,10 @@ from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, entropy, samp
 from msgrpo_lab.lap.library import LibraryDecoder, autocast
 from msgrpo_lab.lap.manifest import write_manifest
 from msgrpo_lab.lap.plan import ForwardPlan
+from msgrpo_lab.lap.precision import ProductSpeed
 from msgrpo_lab.lap.rows import Sharing, plan_forward
 from msgrpo_lab.lap.sources import quiet_transformers
-from msgrpo_lab.lap.vocabulary import vocabulary_stats
+from msgrpo_lab.lap.vocabulary import LARGEST_TOP_K, top_stats, vocabulary_stats
 from msgrpo_lab.types import Sampling, TrainBatch
 
 log = logging.getLogger(__name__)
@@ -82,10 +83,18 @@ class LanguagePolicy(nn.Module):
         model: a Hugging Face causal LM, or PEFT's wrapper around one.
         tokenizer: its tokenizer.
         compute_dtype: autocast type of the forward pass; float32 means no autocast.
+        product_speed: what the type was chosen by; None where it was given.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, compute_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        compute_dtype: torch.dtype,
+        product_speed: ProductSpeed | None = None,
+    ) -> None:
         super().__init__()
+        self.product_speed = product_speed
         self.model = model
         self.tokenizer = tokenizer
         self.compute_dtype = compute_dtype
@@ -214,6 +223,17 @@ class LanguagePolicy(nn.Module):
         with autocast(self.device, self.compute_dtype):
             return nn.functional.linear(hidden.to(weight.dtype), weight).float()
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Type in which hidden states are multiplied with the whole output projection."""
+        weight_dtype: torch.dtype = self.output_weight(None).dtype
+        return weight_dtype if self.compute_dtype == torch.float32 else self.compute_dtype
+
+    @staticmethod
+    def keeps_few(rule: Sampling) -> bool:
+        """Whether free decoding by `rule` draws from so few tokens that only their logits are made (`top_logits`)."""
+        return rule.top_k is not None and rule.top_k <= LARGEST_TOP_K
+
     def token_stats(
         self, plan: ForwardPlan, trie: ChoiceTrie | None, rule: Sampling, columns: slice = slice(None)
     ) -> TokenStats:
@@ -229,8 +249,11 @@ class LanguagePolicy(nn.Module):
         pair_logprobs, node_entropy = list[torch.Tensor](), list[torch.Tensor]()
         summed_up = not plan.plain and trie is None and rule.top_k is None and rule.top_p is None
         if summed_up and not weight.requires_grad:
-            dtype = weight.dtype if self.compute_dtype == torch.float32 else self.compute_dtype
-            picked, spread = vocabulary_stats(hidden.to(dtype), weight, rule.temperature, pair_node, pair_column)
+            hidden = hidden.to(self.product_dtype)
+            picked, spread = vocabulary_stats(hidden, weight, rule.temperature, pair_node, pair_column)
+            return self._spread_out(plan, columns, picked, spread[pair_node])
+        if not plan.plain and trie is None and self.keeps_few(rule):
+            picked, spread = top_stats(hidden.to(self.product_dtype), weight, rule, pair_node, pair_column)
             return self._spread_out(plan, columns, picked, spread[pair_node])
         for start in range(0, len(hidden), NODES_PER_CHUNK):
             stop = min(start + NODES_PER_CHUNK, len(hidden))

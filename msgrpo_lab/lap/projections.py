@@ -13,6 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+PACKED_ROWS = 64
+"""Tokens a call that the packed layout is chosen for; others work as well."""
+
 
 class Linear(NamedTuple):
     """One projection of a decoder: frozen or trained weight, and its LoRA adapter where it has one."""
@@ -73,8 +76,64 @@ class Prepared(NamedTuple):
         return outputs, xa
 
 
-def project(x: Float[Tensor, "T I"], linears: Sequence[Linear] | Prepared) -> list[Float[Tensor, "T O"]]:
+class Packed(NamedTuple):
+    """Frozen projections of one input as one matrix in oneDNN's own layout, with their adapters: for few tokens a call.
+
+    A product with few rows costs the reading of its matrix. torch lays a bfloat16 matrix out anew at every call, which
+    is several times that; here it is done once, and again for no policy version: adapters stay apart.
+    """
+
+    weight: Tensor
+    """Opaque: W of all projections, stacked."""
+    bias: Float[Tensor, " S"] | None
+    a: Float[Tensor, "R I"]
+    b: Float[Tensor, "R S"]
+    """Scaled; each projection's second factor transposed, on its own rows and columns, 0 elsewhere."""
+    widths: tuple[int, ...]
+    """Outputs of each projection; they sum to S."""
+
+    @classmethod
+    def of(cls, prepared: Prepared, weight: Tensor | None) -> Packed:
+        """From prepared projections; `weight` is what `pack` made of them before, if anything."""
+        biases = [bias for bias in prepared.biases if bias is not None]
+        assert len(biases) in (0, len(prepared.biases))
+        return cls(
+            weight=pack(prepared.weights) if weight is None else weight,
+            bias=torch.cat(biases) if biases else None,
+            a=prepared.a,
+            b=_block_diagonal([second.t() for second in prepared.b]),
+            widths=tuple(len(matrix) for matrix in prepared.weights),
+        )
+
+    def apply(self, x: Float[Tensor, "T I"]) -> list[Float[Tensor, "T O"]]:
+        """The outputs, as views of one matrix."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        y.addmm_(x @ self.a.t(), self.b)
+        return list(torch.split(y, list(self.widths), dim=1))
+
+
+def _block_diagonal(matrices: Sequence[Float[Tensor, "r O"]]) -> Float[Tensor, "R S"]:
+    made: Tensor = torch.block_diag(*matrices)  # type: ignore[no-untyped-call]
+    return made
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether products with this matrix gain from being packed: frozen bfloat16 on a CPU with oneDNN."""
+    frozen = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not weight.requires_grad
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return frozen and available
+
+
+def pack(weights: Sequence[Float[Tensor, "O I"]]) -> Tensor:
+    """Matrices of one input, stacked, in oneDNN's layout for few rows."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(torch.cat(list(weights)), PACKED_ROWS)
+    return packed
+
+
+def project(x: Float[Tensor, "T I"], linears: Sequence[Linear] | Prepared | Packed) -> list[Float[Tensor, "T O"]]:
     """Several projections of one input: x Wᵀ + b + scale · (x Aᵀ) Bᵀ each. Prepared ones have no gradient."""
+    if isinstance(linears, Packed):
+        return linears.apply(x)
     if isinstance(linears, Prepared):
         return linears.apply(x)[0]
     trained = any(linear.weight.requires_grad for linear in linears)
@@ -93,10 +152,12 @@ def _plain(x: Float[Tensor, "T I"], linear: Linear) -> Float[Tensor, "T O"]:
 
 
 def swiglu_mlp(
-    x: Float[Tensor, "T I"], gate_up: Sequence[Linear] | Prepared, down: Sequence[Linear] | Prepared
+    x: Float[Tensor, "T I"],
+    gate_up: Sequence[Linear] | Prepared | Packed,
+    down: Sequence[Linear] | Prepared | Packed,
 ) -> Float[Tensor, "T I"]:
     """down(silu(gate(x)) · up(x)). What lies between the projections is made again in the backward pass."""
-    if not isinstance(gate_up, Prepared) and not isinstance(down, Prepared):
+    if not isinstance(gate_up, Prepared | Packed) and not isinstance(down, Prepared | Packed):
         linears = (*gate_up, *down)
         if not any(linear.weight.requires_grad for linear in linears) and all(linear.adapted for linear in linears):
             factors = [factor for linear in linears for factor in (linear.lora_a, linear.lora_b)]

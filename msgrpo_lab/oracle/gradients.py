@@ -50,7 +50,7 @@ class TextIndex:
 
 def index_texts(lakes: Sequence[Lake], observation: ObservationStyle) -> TextIndex:
     """Numbers what can be read on some maps of one size."""
-    texts_M = [lake.compact_texts if observation == "compact" else lake.paper_texts for lake in lakes]
+    texts_M = [lake.texts(observation) for lake in lakes]
     distinct = sorted({texts[state] for lake, texts in zip(lakes, texts_M, strict=True) for state in lake.open_S})
     row_of = {text: row for row, text in enumerate(distinct)}
     text_MS = np.full((len(lakes), len(lakes[0].letters)), len(distinct), dtype=np.int64)

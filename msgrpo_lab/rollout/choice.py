@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 
 from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, draw
-from msgrpo_lab.rollout.packed import extend, pack_prompts
+from msgrpo_lab.rollout.packed import Text, TextPool
 from msgrpo_lab.rollout.reading import PromptReader
 from msgrpo_lab.types import Completion, Sampling
 
@@ -65,26 +65,25 @@ class ChoiceDecoder:
     @torch.no_grad()
     def _compute(self, prompts: Sequence[Int[np.ndarray, " P"]], trie: ChoiceTrie) -> list[Float[torch.Tensor, "Q A"]]:
         """Each prompt is read once; behind it, each state of the tree is one token more than the state before it."""
-        states = self.reader.read(prompts, keep=len(trie.prefixes) > 1)
-        count = len(prompts)
-        hidden: list[Float[torch.Tensor, "U width"]] = [torch.stack([state.hidden for state in states])]
-        order = [0]
-        if len(trie.prefixes) > 1:
-            texts = pack_prompts(self.reader.prefix, states)
-            place: dict[tuple[int, ...], int] = {(): 0}
+        deep = len(trie.prefixes) > 1
+        states, count = self.reader.read(prompts, keep=deep), len(prompts)
+        hidden_of: dict[int, Float[torch.Tensor, "U width"]] = {0: torch.stack([state.hidden for state in states])}
+        if deep:
+            pool = TextPool(self.reader)
+            texts: dict[tuple[int, ...], list[Text]] = {(): pool.add(states)}
             for depth in range(1, max(map(len, trie.prefixes)) + 1):
                 level = [state for state, prefix in enumerate(trie.prefixes) if len(prefix) == depth]
-                parents = [place[trie.prefixes[state][:-1]] for state in level]
-                tokens = np.repeat([trie.prefixes[state][-1] for state in level], count)
-                parent_rows = (np.array(parents)[:, None] * count + np.arange(count)).ravel()
-                hidden += extend(self.reader, [texts], [parent_rows], [tokens])
-                place = {trie.prefixes[state]: number for number, state in enumerate(level)}
-                order += level
-                self.computed_tokens += len(tokens)
+                shorter = [texts[trie.prefixes[state][:-1]][number] for number in range(count) for state in level]
+                last = np.tile([trie.prefixes[state][-1] for state in level], count)
+                longer, hidden = pool.extend(shorter, last)
+                for place, state in enumerate(level):
+                    texts[trie.prefixes[state]] = longer[place :: len(level)]
+                    hidden_of[state] = hidden[place :: len(level)]
+                self.computed_tokens += len(last)
+        hidden_UQH = torch.stack([hidden_of[state] for state in range(len(trie.prefixes))], dim=1)
         columns = torch.from_numpy(trie.columns).to(self.policy.device)
-        logits = self.policy.project(torch.cat(hidden), self.policy.output_weight(columns)).cpu()
-        by_state = logits.view(len(order), count, -1).transpose(0, 1)[:, np.argsort(order)]
-        return list(by_state.contiguous())
+        logits = self.policy.project(hidden_UQH.flatten(0, 1), self.policy.output_weight(columns)).cpu()
+        return list(logits.view(count, len(trie.prefixes), -1))
 
     def generate(
         self, prompts: Sequence[Int[np.ndarray, " P"]], sampling: Sampling, uniforms: Float[np.ndarray, "N C"]

@@ -1,25 +1,32 @@
 """Free decoding, token by token, with every distinct text continued once.
 
-Completions of equal prompts share one text until they draw different tokens, and a finished one leaves the batch: the
-cost of a step is the number of *distinct unfinished* texts. A prompt met again under the same policy is not read again
-while it is remembered.
+Under one policy version the texts behind each prompt form a tree. A node is a text whose last token has been read: it
+knows from which distribution the next token is drawn. Completions walk down the tree by their own uniform numbers and
+wait where a node is missing; when all wait, the missing nodes are read in one call. So a text that was written in an
+earlier turn, or by another episode, costs nothing again, and a step's cost is its distinct new tokens.
+
+A call reads the weights whatever it is for, and with few texts that is most of its cost. So it also reads ahead: behind
+each missing node, the continuations that are likely by what was written so far under the same policy version, at this
+prompt or at others. What is read ahead is never drawn; it is a node like any other, which a completion may come to.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from msgrpo_lab.lap.decoding import decoding_logprobs
+from msgrpo_lab.lap.decoding import decoding_logprobs, draw
+from msgrpo_lab.lap.vocabulary import top_logits
 from msgrpo_lab.rollout.choice import distinct_prompts
 from msgrpo_lab.rollout.draws import draw_grouped
 from msgrpo_lab.rollout.engine import Settled
-from msgrpo_lab.rollout.packed import PackedTexts, extend, pack_prompts
-from msgrpo_lab.rollout.reading import PromptMemory
+from msgrpo_lab.rollout.packed import Text, TextPool
+from msgrpo_lab.rollout.reading import PromptReader
 from msgrpo_lab.rollout.written import Words, Written
 from msgrpo_lab.types import Completion, Sampling
 
@@ -27,49 +34,117 @@ TEXTS_PER_CHUNK = 256
 """Texts projected onto the whole vocabulary at a time."""
 DRAWN_TOGETHER = {"cpu": 16}
 """Texts whose distributions are made at a time: so few stay in a core's cache."""
-ROW_COLUMNS = {"cpu": 1024}
-"""Tokens that a row of packed texts may hold before it is cut in two: each new token looks at all of them."""
-ROW_COLUMNS_ELSEWHERE = 16384
-"""The same on accelerators, where the number of operations counts more."""
-SMALL_ROW = 16
-"""Fewer texts are not cut: a row more costs more than the wide row does."""
 WAVE_TOKENS = {"cpu": 16384}
-"""Prompt tokens that are continued side by side; their keys and values are held meanwhile."""
+"""Prompt tokens that are continued side by side."""
 WAVE_TOKENS_ELSEWHERE = 131072
 """The same on accelerators."""
+READ_TOGETHER = {"cpu": 96}
+"""Tokens of a call up to which it reads ahead: by then it is products, not the reading of weights, that it costs."""
+READ_TOGETHER_ELSEWHERE = 1024
+"""The same on accelerators."""
+LIKELY = 0.2
+"""Share of the texts so far that must have gone on like this for it to be read ahead."""
+CONTEXT = 3
+"""Last tokens that a continuation is guessed from where the whole answer so far has never been written."""
 
 
-@dataclass(slots=True)
-class _Group:
-    """Completions whose texts stand in one row; `rows` is sorted by text."""
+class _Candidates(NamedTuple):
+    """The few tokens that top-k may leave at a node, and their logits."""
 
-    texts: PackedTexts
-    hidden: Float[torch.Tensor, "D width"]
-    words: list[tuple[int, ...]]
-    """Tokens written in each text after its prompt."""
-    rows: Int[np.ndarray, " N"]
-    text_of: Int[np.ndarray, " N"]
+    tokens: Int[np.ndarray, " M"]
+    logits: Float[np.ndarray, " M"]
+
+
+class Likely:
+    """How answers went on so far, whatever their prompts."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[int, ...], dict[int, int]] = {}
+        self._last: dict[tuple[int, ...], dict[int, int]] = {}
+
+    def count(self, word: tuple[int, ...], token: int, times: int) -> None:
+        """`times` answers that began with `word` went on with `token`."""
+        for counts, key in ((self._counts, word), (self._last, word[-CONTEXT:])):
+            following = counts.setdefault(key, {})
+            following[token] = following.get(token, 0) + times
+
+    def after(self, word: tuple[int, ...]) -> list[tuple[int, float]]:
+        """Tokens that are likely to follow, with their shares."""
+        following = self._counts.get(word) or self._last.get(word[-CONTEXT:]) or {}
+        total = sum(following.values())
+        return [(token, times / total) for token, times in following.items() if times >= LIKELY * total]
+
+
+class _Tree:
+    """The texts behind the prompts of one policy version, numbered as they were met.
+
+    Lists, one entry a node: a node may be named before it is read.
+    """
+
+    def __init__(self) -> None:
+        self.roots: dict[bytes, int] = {}
+        self.children: list[dict[int, int]] = []
+        self.word: list[tuple[int, ...]] = []
+        """Tokens behind the prompt."""
+        self.parent: list[int] = []
+        self.text: list[Text | None] = []
+        self.hidden: list[Float[torch.Tensor, " H"] | None] = []
+        """Last hidden state; None before the node is read."""
+        self.likely = Likely()
+        self.read_last: list[int] = []
+        """Nodes of the last call."""
+        self.candidates: dict[int, dict[int, _Candidates]] = {}
+        """By k of top-k, then by node."""
+
+    def root(self, key: bytes, text: Text, hidden: Float[torch.Tensor, " H"]) -> None:
+        """A prompt that has been read."""
+        self.roots[key] = self._node(-1, ())
+        self.text[-1], self.hidden[-1] = text, hidden
+
+    def child(self, node: int, token: int) -> int:
+        """The node of a text with one token more."""
+        found = self.children[node].get(token)
+        if found is None:
+            found = self.children[node][token] = self._node(node, (*self.word[node], token))
+        return found
+
+    def _node(self, parent: int, word: tuple[int, ...]) -> int:
+        self.children.append({})
+        self.word.append(word)
+        self.parent.append(parent)
+        self.text.append(None)
+        self.hidden.append(None)
+        return len(self.word) - 1
 
 
 class FreeDecoder:
     """Samples completions over the whole vocabulary under one policy version.
 
     Args:
-        memory: reads prompts under that policy version.
+        reader: reads prompts under that policy version.
         version: the version.
+        capacity: tokens of prompts and completions whose keys and values are kept at most, besides the shared prefix;
+            where a call leaves more, all are forgotten.
     """
 
-    def __init__(self, memory: PromptMemory, version: int) -> None:
-        self.memory = memory
-        self.policy = memory.reader.policy
+    def __init__(self, reader: PromptReader, version: int, capacity: int) -> None:
+        self.reader = reader
+        self.policy = reader.policy
         self.version = version
+        self.capacity = capacity
         self.computed_tokens = 0
         """Tokens computed behind the prompts, which the reader counts."""
+        self.hits = 0
+        """Distinct prompts of a call that an earlier call had met."""
+        self.evictions = 0
+        """Prompts forgotten for want of room."""
         device = self.policy.device.type
-        self.row_columns = ROW_COLUMNS.get(device, ROW_COLUMNS_ELSEWHERE)
+        self.read_together = READ_TOGETHER.get(device, READ_TOGETHER_ELSEWHERE)
         self.wave_tokens = WAVE_TOKENS.get(device, WAVE_TOKENS_ELSEWHERE)
         self.drawn_together = DRAWN_TOGETHER.get(device, TEXTS_PER_CHUNK)
         self.words = Words(self.policy)
+        self.pool = TextPool(reader)
+        self._tree = _Tree()
 
     @torch.no_grad()
     def generate(
@@ -79,140 +154,157 @@ class FreeDecoder:
         uniforms: Float[np.ndarray, "N C"],
         settled: Settled | None,
     ) -> list[Completion]:
-        """One completion a prompt. `uniforms` in [0, 1) decide: row n, column c draws token c of completion n.
-
-        A step needs the drawn tokens on the host, which decides which texts there are next: one copy of two numbers a
-        completion. Logits and distributions stay on the device.
-        """
+        """One completion a prompt. `uniforms` in [0, 1) decide: row n, column c draws token c of completion n."""
         distinct, prompt_of = distinct_prompts(prompts)
         written = Written.nothing(uniforms.shape)
         by_length = sorted(range(len(distinct)), key=lambda number: len(distinct[number]))
         for wave in _filled(by_length, [len(prompt) for prompt in distinct], self.wave_tokens):
-            groups = self._begin(distinct, wave, prompt_of)
-            while groups:
-                groups = self._step(groups, sampling, uniforms, written, settled)
+            root_of = self._roots([distinct[number] for number in wave])
+            roots = dict(zip(wave, root_of, strict=True))
+            rows = np.flatnonzero(np.isin(prompt_of, wave))
+            nodes = np.array([roots[number] for number in prompt_of[rows].tolist()], dtype=np.int64)
+            self._write(rows, nodes, sampling, uniforms, written, settled)
+            if self.pool.tokens > self.capacity:
+                self.evictions += len(self._tree.roots)
+                self.pool.forget()
+                self._tree = _Tree()
         return written.completions(distinct, prompt_of, self.words, self.version)
 
-    def _begin(
-        self, prompts: Sequence[Int[np.ndarray, " P"]], wave: Sequence[int], prompt_of: Int[np.ndarray, " N"]
-    ) -> list[_Group]:
-        """The prompts of a wave, packed into rows."""
-        states = dict(zip(wave, self.memory.states([prompts[number] for number in wave]), strict=True))
-        widths = {number: state.length - state.shared for number, state in states.items()}
-        groups = []
-        for numbers in _filled(wave, widths, self.row_columns - len(self.memory.reader.prefix_ids)):
-            some = [states[number] for number in numbers]
-            members = [np.flatnonzero(prompt_of == number) for number in numbers]
-            groups.append(
-                _Group(
-                    texts=pack_prompts(self.memory.reader.prefix, some),
-                    hidden=torch.stack([state.hidden for state in some]),
-                    words=[()] * len(numbers),
-                    rows=np.concatenate(members),
-                    text_of=np.repeat(np.arange(len(numbers)), [len(rows) for rows in members]),
-                )
-            )
-        return groups
+    def _roots(self, prompts: Sequence[Int[np.ndarray, " P"]]) -> list[int]:
+        """The nodes of these distinct prompts, which are read where they are not known."""
+        keys = [prompt.tobytes() for prompt in prompts]
+        missing = [index for index, key in enumerate(keys) if key not in self._tree.roots]
+        self.hits += len(keys) - len(missing)
+        states = self.reader.read([prompts[index] for index in missing], keep=True)
+        for index, state, text in zip(missing, states, self.pool.add(states), strict=True):
+            self._tree.root(keys[index], text, state.hidden)
+        return [self._tree.roots[key] for key in keys]
 
-    def _step(
+    def _write(
         self,
-        groups: Sequence[_Group],
+        rows: Int[np.ndarray, " n"],
+        nodes: Int[np.ndarray, " n"],
         sampling: Sampling,
         uniforms: Float[np.ndarray, "N C"],
         written: Written,
         settled: Settled | None,
-    ) -> list[_Group]:
-        """One token more in every completion; the groups that go on, those that have become too wide cut in two.
+    ) -> None:
+        """Completes the texts at `nodes` (one a row of `uniforms` and `written`, in any number of tokens) to their end.
 
-        The groups take each step together, so that the weights are read once a step.
+        A drawn token is copied to the host, which decides which texts there are next: two numbers a completion and
+        token. Logits and distributions stay on the device, but for the few that top-k leaves.
         """
-        place = len(groups[0].words[0])
-        draws = self._draw(groups, sampling, uniforms[:, place])
-        following = [
-            self._follow(group, place, *drawn, written, sampling, settled)
-            for group, drawn in zip(groups, draws, strict=True)
-        ]
-        if place + 1 == uniforms.shape[1]:
-            return []
-        live = [(group, *found) for group, found in zip(groups, following, strict=True) if found is not None]
-        if not live:
-            return []
-        hidden = extend(
-            self.memory.reader,
-            [group.texts for group, *_ in live],
-            [parents for _, _, parents in live],
-            [np.array([word[-1] for word in goes.words]) for _, goes, _ in live],
-        )
-        grown = []
-        for (_, goes, parents), states in zip(live, hidden, strict=True):
-            self.computed_tokens += len(parents)
-            goes.hidden = states
-            grown += self._cut(goes)
-        return grown
-
-    def _follow(
-        self,
-        group: _Group,
-        place: int,
-        drawn: Int[np.ndarray, " n"],
-        logprobs: Float[np.ndarray, " n"],
-        written: Written,
-        sampling: Sampling,
-        settled: Settled | None,
-    ) -> tuple[_Group, Int[np.ndarray, " D"]] | None:
-        """What goes on of a group after a draw, without its hidden states, and the text before each of its texts."""
-        written.tokens[group.rows, place] = drawn
-        written.logprobs[group.rows, place] = logprobs
-        written.lengths[group.rows] = place + 1
-        pairs, text_of = np.unique(np.stack([group.text_of, drawn], axis=1), axis=0, return_inverse=True)
-        text_of = text_of.ravel()
-        words = [(*group.words[parent], token) for parent, token in pairs.tolist()]
-        over = np.array([self.words.is_over(word, sampling, settled) for word in words])
-        written.stopped[group.rows] = over[text_of]
-        if over.all():
-            return None
-        kept = np.flatnonzero(~over)
-        number_of = np.cumsum(~over) - 1
-        rows, text_of = group.rows[~over[text_of]], number_of[text_of[~over[text_of]]]
-        by_text = np.argsort(text_of, kind="stable")
-        goes = _Group(
-            texts=group.texts,
-            hidden=group.hidden,
-            words=[words[number] for number in kept.tolist()],
-            rows=rows[by_text],
-            text_of=text_of[by_text],
-        )
-        return goes, pairs[kept, 0]
-
-    def _cut(self, group: _Group) -> list[_Group]:
-        """The group, or its two halves where its row has become too wide."""
-        count = len(group.words)
-        if group.texts.columns <= self.row_columns or count < 2 * SMALL_ROW:
-            return [group]
-        halves = []
-        for texts in np.array_split(np.arange(count), 2):
-            first, last = group.text_of.searchsorted((texts[0], texts[-1] + 1))
-            halves.append(
-                _Group(
-                    texts=group.texts.part(texts),
-                    hidden=group.hidden[int(texts[0]) : int(texts[-1]) + 1],
-                    words=group.words[texts[0] : texts[-1] + 1],
-                    rows=group.rows[first:last],
-                    text_of=group.text_of[first:last] - texts[0],
+        tree = self._tree
+        while len(rows):
+            waiting_rows, waiting_nodes = list[Int[np.ndarray, " n"]](), list[Int[np.ndarray, " n"]]()
+            while len(rows):
+                tokens, logprobs = self._draw(nodes, sampling, uniforms[rows, written.lengths[rows]])
+                place = written.lengths[rows]
+                written.tokens[rows, place], written.logprobs[rows, place] = tokens, logprobs
+                written.lengths[rows] += 1
+                pairs, pair_of, times = np.unique(
+                    np.stack([nodes, tokens], axis=1), axis=0, return_inverse=True, return_counts=True
                 )
-            )
-        return halves
+                for (node, token), count in zip(pairs.tolist(), times.tolist(), strict=True):
+                    tree.likely.count(tree.word[node], token, count)
+                children = np.array([tree.child(node, token) for node, token in pairs.tolist()], dtype=np.int64)
+                over = np.array([self.words.is_over(tree.word[child], sampling, settled) for child in children])
+                ready = np.array([tree.hidden[child] is not None for child in children])
+                nodes, ended, known = (part[pair_of.ravel()] for part in (children, over, ready))
+                written.stopped[rows] = ended
+                goes_on = ~ended & (written.lengths[rows] < uniforms.shape[1])
+                waiting_rows.append(rows[goes_on & ~known])
+                waiting_nodes.append(nodes[goes_on & ~known])
+                rows, nodes = rows[goes_on & known], nodes[goes_on & known]
+            rows, nodes = np.concatenate(waiting_rows), np.concatenate(waiting_nodes)
+            wanted = np.unique(nodes).tolist()
+            if wanted:
+                self._read(self._with_likely(wanted, sampling, uniforms.shape[1], settled))
+
+    def _with_likely(
+        self, wanted: Sequence[int], sampling: Sampling, longest: int, settled: Settled | None
+    ) -> list[int]:
+        """Nodes to be read, with what is likely to follow them; the likeliest first, until a call is well filled."""
+        tree, nodes = self._tree, list(wanted)
+        heap = [(-1.0, node) for node in wanted]
+        while heap and len(nodes) < self.read_together:
+            likelihood, node = heapq.heappop(heap)
+            word = tree.word[node]
+            if len(word) + 1 >= longest:
+                continue
+            for token, share in tree.likely.after(word):
+                if -likelihood * share < LIKELY or self.words.is_over((*word, token), sampling, settled):
+                    continue
+                child = tree.child(node, token)
+                heapq.heappush(heap, (likelihood * share, child))
+                if tree.hidden[child] is None:
+                    nodes.append(child)
+        return nodes
+
+    def _read(self, nodes: Sequence[int]) -> None:
+        """Reads the last tokens of these nodes' texts; a node's parent has been read, or is among them."""
+        tree, among = self._tree, set(nodes)
+
+        def base_of(node: int) -> int:
+            while node in among:
+                node = tree.parent[node]
+            return node
+
+        bases = {node: base_of(node) for node in nodes}
+        # Prompt by prompt and, behind one text, parents first: a longer word has more tokens.
+        ordered = sorted(nodes, key=lambda node: (_columns(tree.text[bases[node]]), len(tree.word[node]), node))
+        place = {node: number for number, node in enumerate(ordered)}
+        texts = [text for node in ordered if (text := tree.text[bases[node]]) is not None]
+        parents = [place.get(tree.parent[node], -1) for node in ordered]
+        last = np.array([tree.word[node][-1] for node in ordered], dtype=np.int64)
+        longer, hidden = self.pool.extend(texts, last, parents)
+        self.computed_tokens += len(ordered)
+        tree.read_last = ordered
+        for node, text, state in zip(ordered, longer, hidden, strict=True):
+            tree.text[node], tree.hidden[node] = text, state
 
     def _draw(
-        self, groups: Sequence[_Group], sampling: Sampling, uniforms: Float[np.ndarray, " N"]
-    ) -> list[tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]]:
-        """A token a completion and its log-probability, group by group; a bounded number of texts at a time."""
-        hidden = torch.cat([group.hidden for group in groups])
-        counts = [len(group.words) for group in groups]
-        text_of = np.concatenate(
-            [group.text_of + first for group, first in zip(groups, np.cumsum([0, *counts]), strict=False)]
-        )
-        uniform = uniforms[np.concatenate([group.rows for group in groups])]
+        self, nodes: Int[np.ndarray, " n"], sampling: Sampling, uniforms: Float[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """A token a completion, drawn at its node, and its log-probability."""
+        distinct, node_of = np.unique(nodes, return_inverse=True)
+        if self.policy.keeps_few(sampling):
+            found = self._candidates(distinct.tolist(), sampling)
+            logits = torch.from_numpy(np.stack([few.logits for few in found]))
+            logprobs_DM = decoding_logprobs(logits, sampling).numpy()
+            place = draw(logprobs_DM[node_of], uniforms, sampling.greedy)
+            tokens_DM = np.stack([few.tokens for few in found])
+            return tokens_DM[node_of, place], logprobs_DM[node_of, place]
+        states = [state for node in distinct.tolist() if (state := self._tree.hidden[node]) is not None]
+        order = np.argsort(node_of, kind="stable")
+        parts = self._draw_whole(torch.stack(states), node_of[order], sampling, uniforms[order])
+        tokens, logprobs = np.empty(len(nodes), dtype=np.int64), np.empty(len(nodes), dtype=np.float32)
+        tokens[order], logprobs[order] = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return tokens, logprobs
+
+    def _candidates(self, nodes: Sequence[int], sampling: Sampling) -> list[_Candidates]:
+        """What top-k may leave at these nodes. A product with few rows costs the reading of the projection, so the
+        nodes that were read with them are looked at as well.
+        """
+        assert sampling.top_k is not None
+        known = self._tree.candidates.setdefault(sampling.top_k, {})
+        if any(node not in known for node in nodes):
+            missing = [node for node in {*nodes, *self._tree.read_last} if node not in known]
+            states = [state for node in missing if (state := self._tree.hidden[node]) is not None]
+            hidden = torch.stack(states).to(self.policy.product_dtype)
+            found = top_logits(hidden, self.policy.output_weight(None), sampling.top_k)
+            tokens, logits = (part.cpu().numpy() for part in found)
+            known.update((node, _Candidates(*of_node)) for node, *of_node in zip(missing, tokens, logits, strict=True))
+        return [known[node] for node in nodes]
+
+    def _draw_whole(
+        self,
+        hidden: Float[torch.Tensor, "D H"],
+        text_of: Int[np.ndarray, " n"],
+        sampling: Sampling,
+        uniforms: Float[np.ndarray, " n"],
+    ) -> list[tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]]]:
+        """Draws from whole distributions, a bounded number of texts at a time; `text_of` ascends."""
         weight = self.policy.output_weight(None)
         parts = []
         for start in range(0, len(hidden), TEXTS_PER_CHUNK):
@@ -221,10 +313,13 @@ class FreeDecoder:
                 logprobs = decoding_logprobs(logits[few : few + self.drawn_together], sampling)
                 first, last = text_of.searchsorted((start + few, start + few + len(logprobs)))
                 text = text_of[first:last] - start - few
-                parts.append(draw_grouped(logprobs, text, uniform[first:last], sampling.greedy))
-        ends = np.cumsum([len(group.rows) for group in groups])[:-1]
-        tokens, logprobs_n = (np.split(np.concatenate(part), ends) for part in zip(*parts, strict=True))
-        return list(zip(tokens, logprobs_n, strict=True))
+                parts.append(draw_grouped(logprobs, text, uniforms[first:last], sampling.greedy))
+        return parts
+
+
+def _columns(text: Text | None) -> tuple[int, ...]:
+    """Where a text stands in the pool: texts of one prompt begin in the same column."""
+    return () if text is None else tuple(text.columns.tolist())
 
 
 def _filled(numbers: Sequence[int], sizes: Sequence[int] | Mapping[int, int], room: int) -> list[list[int]]:

@@ -92,10 +92,12 @@ def mean_interval(values: Sequence[float] | Float[np.ndarray, " E"]) -> tuple[fl
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
-def play_held_out(collector: Collector, engine: RolloutEngine, sampling: Sampling, episodes: int) -> RolloutBatch:
-    """The first so many held-out episodes, played by what the engine was last synced with."""
+def play_held_out(
+    collector: Collector, engine: RolloutEngine, sampling: Sampling, episodes: int, seeds: Sequence[int] | None = None
+) -> RolloutBatch:
+    """The first so many held-out episodes (or as many on `seeds`), played by what the engine was last synced with."""
     return collector.collect(
-        seeds=held_out_seeds(episodes),
+        seeds=held_out_seeds(episodes) if seeds is None else seeds,
         group_size=1,
         members=[0] * episodes,
         engine=engine,

@@ -12,7 +12,7 @@ from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.rollout.choice import ChoiceDecoder
 from msgrpo_lab.rollout.decode import FreeDecoder
 from msgrpo_lab.rollout.engine import Settled, check_lengths, draw_uniforms
-from msgrpo_lab.rollout.reading import PromptMemory, PromptReader
+from msgrpo_lab.rollout.reading import PromptReader
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Completion, Sampling
 
@@ -21,7 +21,6 @@ class _Synced(NamedTuple):
     """What stands on one policy version."""
 
     reader: PromptReader
-    memory: PromptMemory
     choice: ChoiceDecoder
     free: FreeDecoder
 
@@ -29,21 +28,23 @@ class _Synced(NamedTuple):
 class HFEngine:
     """Completes prompts with the Hugging Face model that is being trained.
 
-    Between two calls of `sync` the prefix that prompts share is computed once. So is each distinct prompt: with
-    constrained decoding always, with free decoding while it is among the last `memory_tokens` tokens.
+    Between two calls of `sync` the prefix that prompts share is computed once. So are each distinct prompt and, with
+    free decoding, each distinct beginning of an answer to it, in whatever turn and episode it is met: until a call
+    leaves more than `memory_tokens` tokens, when all are forgotten.
 
     Args:
         token_budget: padded prompt tokens of one forward pass at most.
-        memory_tokens: prompt tokens whose keys and values are remembered at most, besides the shared prefix.
+        memory_tokens: tokens of prompts and completions whose keys and values are kept from one turn to the next at
+            most, besides the shared prefix (free decoding).
     """
 
     samples_policy = True
 
-    def __init__(self, *, token_budget: int = 8192, memory_tokens: int = 16384) -> None:
+    def __init__(self, *, token_budget: int = 8192, memory_tokens: int = 65536) -> None:
         if token_budget < 1:
             raise ValueError(f"engine.token_budget={token_budget}: must be at least 1")
         if memory_tokens < 0:
-            raise ValueError(f"engine.memory_tokens={memory_tokens}: must be at least 0; 0 remembers no prompt")
+            raise ValueError(f"engine.memory_tokens={memory_tokens}: must be at least 0; 0 remembers nothing")
         self.token_budget = token_budget
         self.memory_tokens = memory_tokens
         self._synced: _Synced | None = None
@@ -55,8 +56,8 @@ class HFEngine:
         whether or not an evaluation (or a restart) came before it, it never goes on from what another one computed.
         """
         reader = PromptReader(policy, self.token_budget)
-        memory = PromptMemory(reader, self.memory_tokens)
-        self._synced = _Synced(reader, memory, ChoiceDecoder(reader, version), FreeDecoder(memory, version))
+        free = FreeDecoder(reader, version, self.memory_tokens)
+        self._synced = _Synced(reader, ChoiceDecoder(reader, version), free)
 
     def observe(self, games: Sequence[TextGame]) -> None:
         """A language model reads its prompt and nothing else."""
@@ -85,24 +86,24 @@ class HFEngine:
         """Tokens that went through the model since the last `sync`."""
         if self._synced is None:
             return 0
-        reader, _, choice, free = self._synced
+        reader, choice, free = self._synced
         return reader.computed_tokens + choice.computed_tokens + free.computed_tokens
 
     def metrics(self) -> Mapping[str, float]:
         """See `RolloutEngine.metrics`.
 
-        `rollout_computed_tokens` is what went through the model; `cache_tokens` the prompt tokens whose keys and
-        values are held, the shared prefix included; `cache_hits` the distinct prompts of a turn that an earlier turn
-        had read; `cache_evictions` the prompts forgotten for want of room.
+        `rollout_computed_tokens` is what went through the model; `cache_tokens` the tokens of prompts and completions
+        whose keys and values are held, the shared prefix included; `cache_hits` the distinct prompts of a turn that an
+        earlier turn had read; `cache_evictions` the prompts forgotten because the cache was full.
         """
         if self._synced is None:
             return {}
-        reader, memory, choice, _ = self._synced
+        reader, choice, free = self._synced
         return {
             "rollout_computed_tokens": float(self.computed_tokens),
-            "cache_tokens": float(memory.tokens + len(reader.prefix_ids)),
-            "cache_hits": float(memory.hits + choice.hits),
-            "cache_evictions": float(memory.evictions),
+            "cache_tokens": float(free.pool.tokens + len(reader.prefix_ids)),
+            "cache_hits": float(free.hits + choice.hits),
+            "cache_evictions": float(free.evictions),
         }
 
     def close(self) -> None:

@@ -12,7 +12,8 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
 
     `return_mean` and `return_std` are of the game's own return, unshaped and without penalties; `shaped_return_mean` is
     of what credit is assigned from. `zero_std_groups` is the share of groups whose episodes all have the same return
-    (to 1e-9), which teach nothing under group-relative credit.
+    (to 1e-9), which teach nothing under group-relative credit. `cut_answers` is
+    the share of answers that ended at `max_new_tokens`.
     """
     game_return = np.array([episode.game_ret for episode in batch.episodes])
     shaped_return = np.array([episode.ret for episode in batch.episodes])
@@ -26,6 +27,7 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
         "valid_action_rate": float(np.mean([turn.parsed.action is not None for turn in turns])),
         "episode_length": float(batch.num_turns.mean()),
         "completion_tokens": float(np.mean([len(turn.completion.token_ids) for turn in turns])),
+        "cut_answers": float(np.mean([turn.completion.finish_reason == "length" for turn in turns])),
         "zero_std_groups": float(np.mean(np.array(spread) < 1e-9)),
         "distinct_prompts": float(len({turn.completion.prompt_ids.tobytes() for turn in turns})),
     }

@@ -6,7 +6,6 @@ as much of it as they open with, which may be less than all or nothing: causal a
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -217,39 +216,3 @@ class PromptReader:
                 PromptState(shared=start, length=len(prompt), hidden=hidden[number][row, path[-1]], keys_values=kept)
             )
         return states
-
-
-class PromptMemory:
-    """States of the prompts read last, found again when a prompt is met again.
-
-    Args:
-        reader: reads what is not remembered.
-        capacity: tokens whose keys and values are kept at most, besides the shared prefix; the least recently used
-            prompts are forgotten first.
-    """
-
-    def __init__(self, reader: PromptReader, capacity: int) -> None:
-        self.reader = reader
-        self.capacity = capacity
-        self.tokens = 0
-        self.hits = 0
-        self.evictions = 0
-        self._states: OrderedDict[bytes, PromptState] = OrderedDict()
-
-    def states(self, prompts: Sequence[Int[np.ndarray, " P"]]) -> list[PromptState]:
-        """The state after each of these distinct prompts."""
-        keys = [prompt.tobytes() for prompt in prompts]
-        found = {key: self._states[key] for key in keys if key in self._states}
-        missing = [index for index, key in enumerate(keys) if key not in found]
-        self.hits += len(found)
-        read = self.reader.read([prompts[index] for index in missing], keep=True)
-        for index, state in zip(missing, read, strict=True):
-            found[keys[index]] = self._states[keys[index]] = state
-            self.tokens += state.length - state.shared
-        for key in keys:
-            self._states.move_to_end(key)
-        while self.tokens > self.capacity:
-            _, forgotten = self._states.popitem(last=False)
-            self.tokens -= forgotten.length - forgotten.shared
-            self.evictions += 1
-        return [found[key] for key in keys]

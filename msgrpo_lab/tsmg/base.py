@@ -12,7 +12,7 @@ import string
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import gymnasium
 import numpy as np
@@ -21,7 +21,8 @@ from gymnasium import spaces
 from msgrpo_lab.tsmg.chance import DYNAMICS_STREAM, Snapshot, generator_at, stream
 from msgrpo_lab.tsmg.checks import one_of, real_number, whole_number
 
-ObservationStyle = Literal["compact", "paper"]
+ObservationStyle = Literal["compact", "relative", "paper"]
+OBSERVATION_STYLES: tuple[ObservationStyle, ...] = get_args(ObservationStyle)
 
 CHARSET = string.ascii_letters + string.digits + string.punctuation + " \n"
 """Every character that a game's text may contain."""
@@ -41,7 +42,8 @@ class TextGame(gymnasium.Env[str, int | None], ABC):
 
     Args:
         horizon: turns after which the episode is truncated; at least 1.
-        observation: `compact` (few short lines, a partial view) or `paper` (coordinates and drawn grid, complete).
+        observation: `compact` (few short lines, a partial view), `relative` (the same and everything else as offsets
+            from the player: complete) or `paper` (coordinates and drawn grid: complete).
         invalid_penalty: subtracted from the reward of a turn that is ⊥; at least 0.
         fallback_action: what ⊥ executes, a legal action's word, or `random` (drawn from the game's own generator).
         shaping: scale of the potential-based shaping; 0 switches it off.
@@ -67,7 +69,7 @@ class TextGame(gymnasium.Env[str, int | None], ABC):
     ) -> None:
         """Check and keep the arguments."""
         self.horizon = whole_number("horizon", horizon, low=1)
-        one_of("observation", observation, ("compact", "paper"))
+        one_of("observation", observation, OBSERVATION_STYLES)
         self.observation: ObservationStyle = observation
         self.invalid_penalty = real_number("invalid_penalty", invalid_penalty, low=0)
         self.fallback_action = one_of("fallback_action", fallback_action, ("random", *self.legal_actions))

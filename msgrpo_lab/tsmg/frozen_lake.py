@@ -24,7 +24,8 @@ class FrozenLake(TextGame):
 
     ## Observation Space
     `Text`. `compact`: the offset to the goal and the four neighbouring cells, one a line; a *partial* view, whose best
-    memoryless player does not reach the game's optimum. `paper`: coordinates and the drawn grid; complete. [A]
+    memoryless player does not reach the game's optimum. `relative`: the same and every hole as an offset from the
+    player; complete, and short. [D] `paper`: coordinates and the drawn grid; complete. [A]
 
     ## Rewards
     1 on reaching the goal, else 0. [A] `step` adds shaping by Φ = 1 − distance/(2(size − 1)), Manhattan distance to
@@ -77,6 +78,8 @@ class FrozenLake(TextGame):
         self.success_rate = real_number("success_rate", success_rate, low=0, high=1)
         if observation == "compact":
             self._rules = frozen_lake_text.compact_rules(slippery=slippery)
+        elif observation == "relative":
+            self._rules = frozen_lake_text.relative_rules(size=size, slippery=slippery)
         else:
             self._rules = frozen_lake_text.paper_rules(
                 size=size, slippery=slippery, success_rate=success_rate, horizon=horizon
@@ -103,9 +106,7 @@ class FrozenLake(TextGame):
 
     def render_text(self) -> str:
         """The state in the chosen observation style."""
-        current = self.lake
-        texts = current.compact_texts if self.observation == "compact" else current.paper_texts
-        return texts[self.position]
+        return self.lake.texts(self.observation)[self.position]
 
     def state_key(self) -> Hashable:
         """The map's letters and the player's cell."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgrpo_lab.tsmg.offsets import offset
+
 _NEIGHBOURS = (("Left", 0, -1), ("Up", -1, 0), ("Down", 1, 0), ("Right", 0, 1))
 _CELL_WORDS = {"S": "ice", "F": "ice", "H": "hole", "G": "goal"}
 _ENDINGS = {"H": "You fell into a hole.", "G": "You reached the goal."}
@@ -25,9 +27,31 @@ def compact_state(rows: Sequence[str], state: int) -> str:
     if rows[row][column] in _ENDINGS:
         return _ENDINGS[rows[row][column]]
     goal_row, goal_column = _find(rows, "G")[0]
-    lines = [f"Goal: {_offset(goal_row - row, goal_column - column)}"]
+    lines = [f"Goal: {offset(goal_row - row, goal_column - column)}"]
     lines += [f"{word}: {_cell(rows, row + down, column + right)}" for word, down, right in _NEIGHBOURS]
     return "\n".join(lines)
+
+
+def relative_rules(*, size: int, slippery: bool) -> str:
+    """The compact rules, with the board's size and how holes are given."""
+    return (
+        f"{compact_rules(slippery=slippery)} The lake is {size} by {size}, the goal in its bottom right corner. "
+        "Holes are told as seen from you."
+    )
+
+
+def relative_state(rows: Sequence[str], state: int) -> str:
+    """The compact view and then every hole as an offset from the player: the complete state. [D]
+
+    The last line is `Holes: 2 down and 1 right; 3 down` (nearest first, then by rows), or `Holes: none`.
+    """
+    row, column = divmod(state, len(rows))
+    if rows[row][column] in _ENDINGS:
+        return _ENDINGS[rows[row][column]]
+    offsets = [(hole_row - row, hole_column - column) for hole_row, hole_column in _find(rows, "H")]
+    offsets.sort(key=lambda place: (abs(place[0]) + abs(place[1]), place))
+    holes = "; ".join(offset(*place) for place in offsets) or "none"
+    return f"{compact_state(rows, state)}\nHoles: {holes}"
 
 
 def paper_rules(*, size: int, slippery: bool, success_rate: float, horizon: int) -> str:
@@ -76,15 +100,6 @@ def paper_state(rows: Sequence[str], state: int) -> str:
             "Legend: P = player, G = goal, H = hole, . = ice",
         ]
     )
-
-
-def _offset(down: int, right: int) -> str:
-    parts = []
-    if down:
-        parts.append(f"{abs(down)} {'down' if down > 0 else 'up'}")
-    if right:
-        parts.append(f"{abs(right)} {'right' if right > 0 else 'left'}")
-    return " and ".join(parts)
 
 
 def _cell(rows: Sequence[str], row: int, column: int) -> str:

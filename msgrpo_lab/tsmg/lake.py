@@ -13,6 +13,7 @@ from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv, generate_random_m
 from jaxtyping import Float, Int
 
 from msgrpo_lab.tsmg import frozen_lake_text
+from msgrpo_lab.tsmg.base import ObservationStyle
 
 Outcome = tuple[float, int, float, bool]
 """Cumulative probability, next state, reward, terminal: one row of gymnasium's table."""
@@ -84,6 +85,16 @@ class Lake:
     def compact_texts(self) -> tuple[str, ...]:
         """The compact view of every state."""
         return tuple(frozen_lake_text.compact_state(self.rows, state) for state in range(len(self.letters)))
+
+    @cached_property
+    def relative_texts(self) -> tuple[str, ...]:
+        """The relative view of every state."""
+        return tuple(frozen_lake_text.relative_state(self.rows, state) for state in range(len(self.letters)))
+
+    def texts(self, observation: ObservationStyle) -> tuple[str, ...]:
+        """Every state in one of the observation styles."""
+        found: tuple[str, ...] = getattr(self, f"{observation}_texts")
+        return found
 
     @cached_property
     def paper_texts(self) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ class Snake(TextGame):
 
     ## Observation Space
     `Text`. `compact`: direction of the nearest good item and the four neighbouring cells, one a line; a *partial* view
-    with some hundreds of distinct texts. `paper`: coordinates and the drawn grid; complete. [A]
+    with some hundreds of distinct texts. `relative`: the same, and walls, snakes and items as offsets from the head;
+    complete. [D] `paper`: coordinates and the drawn grid; complete. [A]
 
     ## Rewards
     `apple_reward` or `banana_reward` for eating (the snake grows by one, a new item of that kind appears on a random
@@ -92,6 +93,10 @@ class Snake(TextGame):
             raise ValueError(f"env.size={size}: too small for {needed} items and snakes; make it larger")
         if observation == "compact":
             self._rules = snake_text.compact_rules(self.menu, num_apples=num_apples, num_bananas=num_bananas)
+        elif observation == "relative":
+            self._rules = snake_text.relative_rules(
+                self.menu, size=size, num_apples=num_apples, num_bananas=num_bananas, other_snakes=other_snakes
+            )
         else:
             self._rules = snake_text.paper_rules(
                 self.menu,
@@ -124,6 +129,8 @@ class Snake(TextGame):
         """The state in the chosen observation style."""
         if self.observation == "compact":
             return snake_text.compact_state(self.board, self.menu)
+        if self.observation == "relative":
+            return snake_text.relative_state(self.board, self.menu)
         return snake_text.paper_state(self.board)
 
     def state_key(self) -> Hashable:

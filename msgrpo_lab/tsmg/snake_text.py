@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgrpo_lab.tsmg.offsets import offset
 from msgrpo_lab.tsmg.snake_rules import Board, Cell, distance, neighbours, threatened
 
 WORDS = ("Up", "Down", "Left", "Right")
@@ -70,6 +71,39 @@ def compact_state(board: Board, menu: Menu) -> str:
     first = "Food: none" if nearest is None else f"{nearest[0]}: {_direction(board.player[0], nearest[1])}"
     words = _neighbour_words(board, menu)
     return "\n".join([first, *(f"{WORDS[move]}: {words[move]}" for move in range(4))])
+
+
+def relative_rules(menu: Menu, *, size: int, num_apples: int, num_bananas: int, other_snakes: int) -> str:
+    """The compact rules, with the board's size and how cells are given."""
+    compact = compact_rules(menu, num_apples=num_apples, num_bananas=num_bananas)
+    return (
+        f"{compact} The board is {size} by {size}. Other snakes: {other_snakes}. "
+        "Walls, snakes and food are told as seen from your head."
+    )
+
+
+def relative_state(board: Board, menu: Menu) -> str:
+    """The compact view and then everything as offsets from the player's head: the complete state. [D]
+
+    Behind the compact lines: the free cells up to each wall, the player's own body, each other snake from its head on,
+    apples and bananas, these nearest first.
+    """
+    if not board.player:
+        return _DEAD
+    row, column = head = board.player[0]
+    last = board.size - 1
+    walls = f"Walls: {row} up, {last - row} down, {column} left, {last - column} right"
+    snakes = [f"Snake: {_offsets(head, body)}" for body in sorted(board.others)]
+    return "\n".join(
+        [
+            compact_state(board, menu),
+            walls,
+            f"Body: {_offsets(head, board.player[1:])}",
+            *(snakes or ["Snake: none"]),
+            f"Apples: {_offsets(head, _nearest_first(head, board.apples))}",
+            f"Bananas: {_offsets(head, _nearest_first(head, board.bananas))}",
+        ]
+    )
 
 
 def paper_rules(
@@ -161,6 +195,14 @@ def _direction(head: Cell, target: Cell) -> str:
     if right:
         parts.append("right" if right > 0 else "left")
     return " and ".join(parts)
+
+
+def _nearest_first(head: Cell, cells: Sequence[Cell]) -> list[Cell]:
+    return sorted(cells, key=lambda cell: (distance(head, cell), cell))
+
+
+def _offsets(head: Cell, cells: Sequence[Cell]) -> str:
+    return "; ".join(offset(cell[0] - head[0], cell[1] - head[1]) for cell in cells) or "none"
 
 
 def _cells(cells: Sequence[Cell]) -> str:

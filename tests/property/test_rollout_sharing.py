@@ -16,7 +16,7 @@ from msgrpo_lab.lap.decoding import decoding_logprobs, draw
 from msgrpo_lab.lap.parser import FirstWordParser
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
-from msgrpo_lab.rollout import decode
+from msgrpo_lab.rollout import packed
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.rollout.draws import BLOCK, draw_grouped
 from msgrpo_lab.rollout.engine import RolloutEngine
@@ -114,8 +114,8 @@ def test_no_setting_of_the_engine_changes_a_completion(
     """Prompts that open alike, in part or not at all, over several turns of one policy version."""
     fast, naive = HFEngine(token_budget=token_budget, memory_tokens=memory_tokens), NaiveEngine()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "ROW_COLUMNS", {"cpu": row_columns})
-        patch.setattr(decode, "SMALL_ROW", 1)
+        patch.setattr(packed, "ROW_COLUMNS", {"cpu": row_columns})
+        patch.setattr(packed, "SMALL_ROW", 1)
         synced(fast), synced(naive)
         for turn, prompts in enumerate(turns):
             rngs = [episode_generators(turn, "engine", 0, 3 * len(prompts)) for _ in range(2)]

@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from msgrpo_lab.lap.blocks import Block, GrowingMemory, Memory, Read
+from msgrpo_lab.lap.blocks import Block, Memory, Read
 from msgrpo_lab.lap.decoder import BlockDecoder
+from msgrpo_lab.lap.projections import Linear, Packed, Prepared, packs, project
 
 SIZES = {
     "vocab_size": 50,
@@ -173,33 +174,6 @@ def test_models_that_it_does_not_compute_are_left_to_hugging_face() -> None:
 
 @pytest.mark.parametrize(("family", "lora"), MODELS)
 @torch.no_grad()
-def test_a_text_fed_piece_by_piece_into_a_growing_memory_reads_as_a_whole(family: str, lora: bool) -> None:
-    _, causal_lm = model_of(family, lora)
-    decoder = BlockDecoder(causal_lm)
-    (whole,), (kept,) = decoder([Block(token_ids=TEXTS[:1], positions=torch.arange(16)[None])], keep=[0])
-    heads = kept.keys[0].shape[1]
-    memory = GrowingMemory(torch.empty(3, 2, heads, 0, 4), 0)
-    pieces, start = [], 0
-    for width in (6, 1, 1, 5, 3):
-        stop = start + width
-        block = Block(
-            token_ids=TEXTS[:1, start:stop],
-            positions=torch.arange(start, stop)[None],
-            own_mask=torch.ones(stop, stop, dtype=torch.bool).tril()[None, start:],
-            grows=memory,
-        )
-        (hidden,), _ = decoder([block])
-        pieces.append(hidden)
-        start = stop
-    assert memory.length == 16
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-5, atol=1e-5)
-    for layer in range(3):
-        torch.testing.assert_close(memory.store[layer, 0, :, :16], kept.keys[layer][0], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(memory.store[layer, 1, :, :16], kept.values[layer][0], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("family", "lora"), MODELS)
-@torch.no_grad()
 def test_a_frozen_decoder_computes_the_same_and_keeps_its_adapter(family: str, lora: bool) -> None:
     trained, causal_lm = model_of(family, lora)
     decoder = BlockDecoder(causal_lm)
@@ -211,3 +185,33 @@ def test_a_frozen_decoder_computes_the_same_and_keeps_its_adapter(family: str, l
                 parameter.add_(0.1)
         assert torch.equal(tree_hidden(frozen), before)
         assert not torch.equal(tree_hidden(decoder), before)
+
+
+@torch.no_grad()
+def test_packed_projections_are_the_plain_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) / 4
+
+    linears = [
+        Linear(normal(width, 24).bfloat16(), normal(width).bfloat16(), normal(4, 24), normal(width, 4), 2.0)
+        for width in (16, 8, 40)
+    ]
+    assert all(packs(linear.weight) for linear in linears)
+    prepared = Prepared.of(linears, torch.bfloat16)
+    packed = Packed.of(prepared, None)
+    for tokens in (1, 5, 70):
+        x = normal(tokens, 24).bfloat16()
+        for found, expected in zip(project(x, packed), project(x, prepared), strict=True):
+            torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    again = Packed.of(
+        Prepared.of([one._replace(lora_b=one.lora_b * 3) for one in linears], torch.bfloat16), packed.weight
+    )
+    assert again.weight is packed.weight
+    assert not torch.equal(project(x, again)[0], project(x, packed)[0])
+
+
+@pytest.mark.parametrize("weight", [torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bfloat16, requires_grad=True)])
+def test_only_frozen_bfloat16_weights_are_packed(weight: torch.Tensor) -> None:
+    assert not packs(weight)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lab_made import small_policy
 
-from msgrpo_lab.lap.build import build_policy, resolve_precision
+from msgrpo_lab.lap.build import build_policy
 from msgrpo_lab.lap.gguf_parts import GgufParts
 from msgrpo_lab.lap.sources import GgufWheel, LocalModel, ModelSourceError, RandomLlama
 
@@ -158,20 +158,6 @@ def test_lora_targets_that_the_model_lacks_are_told() -> None:
     with pytest.raises(ValueError, match=r"^model\.lora_targets=\['nosuch'\]: ") as caught:
         build_policy(source=small(0), precision="float32", lora_rank=2, lora_targets=["nosuch"])
     assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_precision(precision: Any, dtype: torch.dtype) -> None:
-    assert resolve_precision(precision) == dtype
-
-
-@pytest.mark.parametrize(("avx512", "amx", "pays"), [(True, True, True), (True, False, False), (False, False, False)])
-def test_auto_precision_is_what_pays_on_the_hardware(
-    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, pays: bool
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": avx512, "amx_bf16": amx})
-    assert resolve_precision("auto") == (torch.bfloat16 if pays else torch.float32)
 
 
 def test_adapters_are_float32_over_frozen_bfloat16_weights() -> None:

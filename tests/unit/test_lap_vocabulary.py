@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from msgrpo_lab.lap import vocabulary
-from msgrpo_lab.lap.decoding import decoding_logprobs, entropy
-from msgrpo_lab.lap.vocabulary import vocabulary_stats
+from msgrpo_lab.lap.decoding import decoding_logprobs, entropy, sampled_logprobs
+from msgrpo_lab.lap.vocabulary import top_logits, top_stats, vocabulary_stats
 from msgrpo_lab.types import Sampling
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -82,3 +82,41 @@ def test_a_trained_projection_is_refused():
     hidden, weight, node, token = case(torch.float32)
     with pytest.raises(ValueError, match="weight: a trained output projection"):
         vocabulary_stats(hidden, weight.requires_grad_(), 1.0, node, token)
+
+
+@pytest.mark.parametrize("block", [8, 64])
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, None), (3, None), (3, 0.6), (64, None)])
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_a_few_candidates_give_what_the_whole_matrix_gives(monkeypatch, top_k, top_p, temperature, block):
+    """Values and gradients, for tokens that top-k keeps and for those that it has come to cut off."""
+    monkeypatch.setattr(vocabulary, "CANDIDATE_BLOCK", block)
+    monkeypatch.setattr(vocabulary, "CANDIDATE_NODES", 10)
+    rule = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    hidden, weight, node, token = case(torch.float64, spread=0.4)
+    weight.requires_grad_()
+    best = torch.nn.functional.linear(hidden, weight).argmax(dim=1)
+    token = torch.where(torch.arange(len(token)) % 2 == 0, best[node], token)
+
+    def whole_rule():
+        logits = torch.nn.functional.linear(hidden, weight)
+        logprobs = decoding_logprobs(logits, rule)
+        return sampled_logprobs(logits, logprobs, rule, node, token), entropy(logprobs)
+
+    results = []
+    for picked, spread in (top_stats(hidden, weight, rule, node, token), whole_rule()):
+        total = (picked * torch.linspace(-1, 2, len(node))).sum() + (spread * torch.linspace(-2, 1, len(hidden))).sum()
+        results.append((picked, spread, *torch.autograd.grad(total, (hidden, weight))))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_candidates_that_bfloat16_takes_for_equal_are_told_apart():
+    """Logits are made again in float32, so the k kept are those of the float32 product."""
+    hidden, weight, _, _ = case(torch.bfloat16, nodes=200, tokens=4000)
+    tokens, logits = top_logits(hidden, weight, 3)
+    exact = hidden.float() @ weight.float().t()
+    assert tokens.shape == (200, 3 + vocabulary.SPARE_CANDIDATES)
+    assert (tokens.diff(dim=1) > 0).all()
+    torch.testing.assert_close(logits, exact.gather(1, tokens), rtol=1e-5, atol=1e-5)
+    kept = tokens.gather(1, logits.topk(3, dim=1).indices).sort(dim=1).values
+    assert (kept == exact.topk(3, dim=1).indices.sort(dim=1).values).all(dim=1).float().mean() > 0.98

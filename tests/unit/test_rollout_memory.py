@@ -83,15 +83,54 @@ def test_constrained_decoding_counts_its_hits(ask: Callable[..., HFEngine]) -> N
     assert engine.metrics()["cache_hits"] == 1
 
 
-def test_the_least_recently_used_prompt_is_forgotten(ask: Callable[..., HFEngine]) -> None:
-    turns = [after(1), after(2)], [after(3)], [after(1)], [after(4)]
-    engine = ask(*turns, memory_tokens=3)
-    assert (engine.metrics()["cache_evictions"], engine.metrics()["cache_tokens"]) == (1, 12 + 3)
+def test_a_full_memory_is_emptied(ask: Callable[..., HFEngine]) -> None:
+    engine = ask([after(1), after(2)], [after(3)], memory_tokens=3)
+    assert (engine.metrics()["cache_evictions"], engine.metrics()["cache_tokens"]) == (0, 12 + 3)
+    engine.generate([after(4)], ONE, episode_generators(0, "engine", 0, 1))
+    assert (engine.metrics()["cache_evictions"], engine.metrics()["cache_tokens"]) == (4, 12)
     before = engine.computed_tokens
     engine.generate([after(1)], ONE, episode_generators(0, "engine", 0, 1))
-    assert engine.computed_tokens == before, "used again since"
-    engine.generate([after(2)], ONE, episode_generators(0, "engine", 0, 1))
-    assert engine.computed_tokens == before + 1, "the oldest"
+    assert engine.computed_tokens == before + 1, "the prefix is still there"
+
+
+def test_an_answer_written_again_costs_nothing(ask: Callable[..., HFEngine]) -> None:
+    rule = Sampling(max_new_tokens=6, greedy=True)
+    engine = ask([after(1), after(2)], rule=rule)
+    before = engine.computed_tokens
+    engine.generate([after(1), after(2)] * 3, rule, episode_generators(0, "engine", 0, 6))
+    assert engine.computed_tokens == before
+    longer = Sampling(max_new_tokens=7, greedy=True)
+    engine.generate([after(1)], longer, episode_generators(0, "engine", 0, 1))
+    assert engine.computed_tokens <= before + 1
+
+
+def test_what_is_likely_is_read_ahead_and_never_drawn_from(policy: LanguagePolicy) -> None:
+    """The second prompt's answer is read in fewer calls than it has tokens, and is what it would be alone."""
+    rule = Sampling(max_new_tokens=6, top_k=2)
+
+    def written(*turns: list[np.ndarray]) -> tuple[list[int], int]:
+        engine = HFEngine()
+        engine.sync(policy, 0)
+        calls, made = 0, []
+        for prompts in turns:
+            assert engine._synced is not None
+            pool = engine._synced.free.pool
+            plain, calls = pool.extend, 0
+
+            def counted(*arguments: Any, plain: Any = plain) -> Any:
+                nonlocal calls
+                calls += 1
+                return plain(*arguments)
+
+            pool.extend = counted  # type: ignore[method-assign]
+            made = engine.generate(prompts, rule, episode_generators(3, "engine", 0, len(prompts)))
+            pool.extend = plain  # type: ignore[method-assign]
+        return made[0].token_ids.tolist(), calls
+
+    alone, calls_alone = written([after(1)])
+    behind_others, calls_behind = written([after(1)] * 40 + [after(2)] * 40, [after(1)])
+    assert behind_others == alone
+    assert calls_behind < calls_alone
 
 
 def test_without_memory_every_prompt_is_read_again(ask: Callable[..., HFEngine]) -> None:
@@ -109,7 +148,7 @@ def test_a_sync_forgets_all(ask: Callable[..., HFEngine], policy: LanguagePolicy
 
 
 def test_a_negative_memory_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"engine\.memory_tokens=-1: must be at least 0; 0 remembers no prompt"):
+    with pytest.raises(ValueError, match=r"engine\.memory_tokens=-1: must be at least 0; 0 remembers nothing"):
         HFEngine(memory_tokens=-1)
 
 
