@@ -54,9 +54,13 @@ class AbsAdvantage:
         """Raises ValueError on arguments outside their range."""
         check_num_episodes(self.num_episodes)
         if not 0.0 <= self.alpha < float("inf"):
-            raise ValueError(f"sampler.alpha={self.alpha}: must be finite and at least 0; 1 is our reading of the paper's rule")
+            raise ValueError(
+                f"sampler.alpha={self.alpha}: must be finite and at least 0; 1 is our reading of the paper's rule"
+            )
         if not 0.0 <= self.floor < float("inf"):
-            raise ValueError(f"sampler.floor={self.floor}: must be finite and at least 0; 0 is our reading of the paper's rule")
+            raise ValueError(
+                f"sampler.floor={self.floor}: must be finite and at least 0; 0 is our reading of the paper's rule"
+            )
 
     def __call__(
         self, credit: Credit, group_index: Int[np.ndarray, " E"], num_episodes: int, rng: np.random.Generator

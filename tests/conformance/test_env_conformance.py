@@ -52,7 +52,7 @@ def make(scenario: str) -> Make:
     return lambda **changes: game_class(**{**settings, **changes})
 
 
-@pytest.fixture(params=["compact", "paper"])
+@pytest.fixture(params=["compact", "relative", "paper"])
 def observation(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -38,7 +38,7 @@ def test_the_mean_over_a_prompts_turns_is_zero() -> None:
 
 
 def test_it_is_the_gradient_of_the_actions_entropy() -> None:
-    """Four texts, two of them for one action: Σ_y p(y) ∇ log p(y) · surprise is dH/dθ of the actions, by differences."""
+    """Four texts, two of them for one action: Σ_y p(y) ∇ log p(y) · surprise is dH/dθ, by differences."""
     theta, action_of = np.array([0.3, -0.2, 0.9, 0.1]), np.array([0, 0, 1, 2])
 
     def entropy(logits: np.ndarray) -> float:
