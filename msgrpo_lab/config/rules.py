@@ -116,7 +116,7 @@ def _check_answers(tree: Mapping[str, Any]) -> Iterator[Mistake]:
             "set rollout.sampling.constrain=false with a larger rollout.sampling.max_new_tokens, or prompt=action_only",
         )
     prompt = section(tree, "prompt")
-    if prompt.get("stop") and parser == WORD_PARSER and prompt.get("stop_at_action") is not False:
+    if any(prompt.get("stop") or ()) and parser == WORD_PARSER and prompt.get("stop_at_action") is not False:
         yield Mistake(
             "prompt.stop",
             prompt["stop"],

@@ -81,7 +81,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("train env.horizon=0", ["env.horizon=0: must be at least 1; give for example env.horizon="]),
     ("train env.size=100", ["env.size=100: must be at least 2 and at most 16; give"]),
     ("train env.frozen_probability=nan", ["env.frozen_probability=nan: must be a number, not nan; give"]),
-    ("train env.observation=full", ["env.observation=full: must be one of compact, paper; give"]),
+    ("train env.observation=full", ["env.observation=full: must be one of compact, relative, paper; give"]),
     ("train env.invalid_penalty=1e308", ["env.invalid_penalty=1e+308: must be at most 1e+06 in size; give"]),
     ("train env=snake env.num_apples=500", ["env.size=10: too small for 502 items and snakes; make it larger"]),
     # what is trained, and how
