@@ -23,7 +23,7 @@ def names(group: str) -> list[str]:
 
 def fitting(prompt: str) -> tuple[str, ...]:
     """What a prompt needs: answers in tags cannot be constrained to one word."""
-    return FREE if prompt == "think_plan_action" else ()
+    return FREE if prompt.startswith("think_") else ()
 
 
 def turning(*groups: str, rows: int) -> list[tuple[str, ...]]:
