@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from lab_made import evaluation_presets, training_presets
 from omegaconf import DictConfig, OmegaConf
 
+from msgrpo_lab.callbacks.advice import FirstRolloutAdvice
 from msgrpo_lab.callbacks.fidelity import FidelityMeter
 from msgrpo_lab.callbacks.progress import RichTwoBars
 from msgrpo_lab.callbacks.rollouts import RolloutKeeper
@@ -153,7 +154,8 @@ def test_debug_chooses_the_tiny_model_unless_the_command_line_names_another() ->
 
 def test_the_callbacks_are_constructed_from_their_file() -> None:
     callbacks = [instantiate(node) for node in composed().callbacks.values()]
-    assert [type(callback) for callback in callbacks] == [RichTwoBars, Watchdogs, FidelityMeter, RolloutKeeper]
+    expected = [RichTwoBars, Watchdogs, FirstRolloutAdvice, FidelityMeter, RolloutKeeper]
+    assert [type(callback) for callback in callbacks] == expected
 
 
 def test_outputs_go_under_the_chosen_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
