@@ -93,6 +93,8 @@ def unit_cell(
         "sampler=uniform",
         f"env.horizon={horizon}",
         "env.observation=paper",
+        "rollout.sampling.temperature=1",
+        "rollout.sampling.top_k=null",
         f"rollout.sampling.max_new_tokens={max_new_tokens}",
         f"rollout.sampling.constrain={'true' if policy == 'legal' else 'false'}",
         "update.passes=1",
@@ -112,17 +114,21 @@ def unit_cell(
     )
 
 
-def default_job(env: str = "frozenlake", model: str = "smollm2_135m") -> Cell:
-    """The job that runs when nothing is asked for (compact view, constrained, 128 × 16): the fast path only."""
+def default_job(prompt: str = "action_only") -> Cell:
+    """The job that runs when nothing is asked for, free words on Frozen Lake, or the same with another prompt.
+
+    Only the fast path is measured: the rollouts of the job are too large for the naive one.
+    """
+    groups = {"action_only": 64, "think_action": 32}[prompt]
     return Cell(
-        name=f"{env}/{model}/default/128x16",
-        env=env,
-        model=model,
-        policy="legal",
+        name=f"frozenlake/smollm2_135m/{prompt}/{groups}x16",
+        env="frozenlake",
+        model="smollm2_135m",
+        policy="untrained",
         group_size=16,
-        groups=128,
+        groups=groups,
         naive_groups=0,
-        overrides=(f"env={env}", f"model={model}"),
+        overrides=("env=frozenlake", "model=smollm2_135m", f"prompt={prompt}"),
         draw_all=False,
     )
 

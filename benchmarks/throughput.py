@@ -47,7 +47,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-new-tokens", type=_count, default=8)
     made.add_argument("--repetitions", type=_count, default=5)
     made.add_argument("--budget-s", type=float, default=900.0, help="seconds a cell after which no repetition begins")
-    made.add_argument("--no-default-job", action="store_true", help="leave out the default job, which is fast only")
+    made.add_argument(
+        "--no-default-job",
+        action="store_true",
+        help="leave out the default job, of words and of thoughts, which is fast only",
+    )
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--accelerator", default="auto")
     made.add_argument("--out", type=Path, default=RESULTS)
@@ -87,7 +91,7 @@ def cells_of(arguments: argparse.Namespace) -> list[Cell]:
         for size in arguments.group_size
     ]
     if not arguments.no_default_job and "smollm2_135m" in arguments.model and "frozenlake" in arguments.env:
-        cells.append(default_job())
+        cells += [default_job(), default_job("think_action")]
     return cells
 
 

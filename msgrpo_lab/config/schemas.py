@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, make_dataclass
 from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
@@ -21,15 +22,15 @@ SCHEMA_NAME = "train_schema"
 class SamplingConfig:
     """How training completions are drawn (`rollout.sampling`)."""
 
-    temperature: Annotated[float, Range(1e-4)] = 1.0
+    temperature: Annotated[float, Range(1e-4)] = 1.5
     """Divides the logits. [A] 1.5 in the author's example script, 1.25 in the run scripts."""
-    top_k: Annotated[int, Range(1)] | None = None
+    top_k: Annotated[int, Range(1)] | None = 3
     """Most likely tokens kept; null keeps all. [A] 3 in the author's example script, all in the run scripts."""
     top_p: Annotated[float, Range(0, 1, above=True)] | None = None
     """Nucleus probability; null keeps all."""
-    max_new_tokens: Annotated[int, Range(1)] = 8
+    max_new_tokens: Annotated[int, Range(1)] = 4
     """Completion tokens at most. [A] 200 and 256 in the author's scripts."""
-    constrain: bool = True
+    constrain: bool = False
     """Decoding is constrained to the legal action words."""
 
 
@@ -94,11 +95,12 @@ SECTIONS: dict[str, type] = {
 """Top-level keys that a dataclass describes."""
 VALUES: dict[str, object] = {
     "seed": Annotated[int, Range(0)],
+    "examples": Mapping[str, Any],
     "resume": Literal["auto"] | None,
     "ckpt_path": str | None,
 }
 """Top-level keys that are one value."""
-EXAMPLES: dict[str, object] = {"seed": 0, "resume": "auto", "ckpt_path": None}
+EXAMPLES: dict[str, object] = {"seed": 0, "examples": {}, "resume": "auto", "ckpt_path": None}
 """A value that each of them may have."""
 
 
@@ -138,6 +140,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("project_root", lambda: str(project_root()), replace=True)
     schema = {
         "seed": 0,
+        "examples": {},
         "resume": None,
         "ckpt_path": None,
         **{name: _writable(section) for name, section in SECTIONS.items()},

@@ -144,7 +144,7 @@ class PolicyGradientLoss(ABC):
     """How tokens, turns and episodes are averaged."""
     constant: float | None = None
     """Tokens that `dr_grpo` divides by; None with other reductions."""
-    entropy: float = 0.03
+    entropy: float = 0.0
     """Coefficient of the token-entropy bonus, ≥ 0 [D]."""
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("train rollout.sampling.top_p=1.1", ["rollout.sampling.top_p=1.1: must be a number in (0, 1] or null; give"]),
     ("train rollout.sampling.max_new_tokens=0", ["rollout.sampling.max_new_tokens=0: must be a whole number at least"]),
     ("train rollout.sampling.constrain=maybe", ["rollout.sampling.constrain=maybe: must be true or false; give"]),
-    ("train update.minibatches=5000", ["update.minibatches=5000: there are only 1024 episodes"]),
+    ("train update.minibatches=5000", ["update.minibatches=5000: there are only 512 episodes"]),
     ("train update.token_budget=0", ["update.token_budget=0: must be a whole number at least 1; give"]),
     ("train update.max_grad_norm=-1", ["update.max_grad_norm=-1.0: must be a number greater than 0 or null; give"]),
     ("train update.sharing=some", ["update.sharing=some: must be one of tree, none; give"]),
@@ -86,7 +86,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("train env=snake env.num_apples=500", ["env.size=10: too small for 502 items and snakes; make it larger"]),
     # what is trained, and how
     ("train sampler.num_episodes=0", ["sampler.num_episodes=0: must be at least 1; set"]),
-    ("train sampler.num_episodes=9999", ["sampler.num_episodes=9999: the rollout collects only 128 groups of 16"]),
+    ("train sampler.num_episodes=9999", ["sampler.num_episodes=9999: the rollout collects only 64 groups of 16"]),
     ("train sampler=abs_adv sampler.alpha=-1", ["sampler.alpha=-1: must be finite and at least 0; 1 is"]),
     ("train credit=mt_grpo credit.turn_weight=1e308", ["credit.turn_weight=1e+308: must lie in [0, 1e+06]; 1 is"]),
     ("train credit=discounted_step credit.gamma=2", ["credit.gamma=2: must lie in [0, 1]; 1 is the undiscounted"]),
@@ -96,9 +96,27 @@ WRONG: list[tuple[str, list[str]]] = [
     ("train optim.lr=1e308", ["optim.lr=1e+308: must be above 0 and at most 1; 3e-4 is usual"]),
     ("train optim.betas=[0.9]", ["optim.betas=[0.9]: must be a list of a number and a number"]),
     ("train engine=scripted", ["engine=scripted: its answers are not the policy's and cannot train it; use engine=hf"]),
-    ("train prompt=think_plan_action", ["rollout.sampling.constrain=true: the prompt asks for an <action> tag"]),
+    (
+        "train prompt=think_plan_action sampling=constrained",
+        ["rollout.sampling.constrain=true: the prompt asks for an <action> tag"],
+    ),
     ("train prompt.user=hello", ["prompt.user='hello': must show the state; write {observation}"]),
     ("train 'prompt.stop=[\"\"]'", ["prompt.stop=['']: an empty text would end every answer at once; leave"]),
+    ("train 'prompt.user=\"{observaton}\"'", ["prompt.user='{observaton}': "]),
+    ("train 'prompt.system=\"{rule}\"'", ["prompt.system='{rule}': "]),
+    (
+        "train model=tiny prompt.examples=[[ice,jump]]",
+        ["prompt.examples[0]=jump: the prompt's parser reads no action in it"],
+    ),
+    (
+        "train model=tiny prompt=think_action rollout.sampling.constrain=false 'prompt.examples=[[ice,left]]'",
+        ["prompt.examples[0]=left: the prompt's parser reads no action in it"],
+    ),
+    ("train model=tiny rollout.sampling.top_k=5000", ["rollout.sampling.top_k=5000: the model's vocabulary has only"]),
+    (
+        "train prompt.stop=[.]",
+        ["prompt.stop=[.]: the prompt's parser ends an answer at its first legal word by itself"],
+    ),
     # the trainer
     ("train trainer.max_epochs=0", ["trainer.max_epochs=0: must be a whole number at least 1"]),
     ("train trainer.devices=x", ["trainer.devices=x: there is nothing to train on; set trainer.devices=1"]),

@@ -14,5 +14,5 @@ CONF = Path(__file__).resolve().parents[2] / "conf" / "loss"
 
 def test_the_reference_is_the_small_model_recipe():
     loss = instantiate(OmegaConf.load(CONF / "ms_grpo.yaml"))
-    assert loss == MSGRPOLoss(eps_low=0.2, eps_high=0.2, beta=0.0, reduction="sequence", constant=None, entropy=0.03)
+    assert loss == MSGRPOLoss(eps_low=0.2, eps_high=0.2, beta=0.0, reduction="sequence", constant=None, entropy=0.0)
     assert loss == MSGRPOLoss()

@@ -12,7 +12,7 @@ LEARNT = {
     "train/zero_std_groups": 0.203,
     "train/cut_answers": 0.004,
 }
-"""First rollout of experiment=frozenlake_free."""
+"""First rollout of the default job."""
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lab_made import SMALL
+from lab_made import SMALL, composed
 from omegaconf import OmegaConf
 
 from benchmarks import peers, report, throughput
@@ -57,11 +57,13 @@ def test_the_variants_differ_in_engine_and_sharing_only() -> None:
     assert left[0] == left[1]
 
 
-def test_the_default_job_is_the_configurations_own() -> None:
-    cell = default_job()
-    config = configuration(cell, FAST)
-    assert (config.rollout.num_groups, config.rollout.group_size) == (cell.groups, cell.group_size) == (128, 16)
-    assert config.sampler.num_episodes == 1024
+@pytest.mark.parametrize("prompt", ["action_only", "think_action"])
+def test_the_default_job_is_the_configurations_own(prompt: str) -> None:
+    cell = default_job(prompt)
+    measured, own = configuration(cell, FAST), composed(f"prompt={prompt}")
+    for section in ("rollout", "prompt", "sampler", "update", "env"):
+        assert measured[section] == own[section]
+    assert (measured.rollout.num_groups, measured.rollout.group_size) == (cell.groups, cell.group_size)
     assert cell.variants == (FAST,)
 
 

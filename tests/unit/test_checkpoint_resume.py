@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lab_made import Memory, fit, small_lab
+from lab_made import Memory, composed, fit, small_lab
 
 from msgrpo_lab.assemble import Lab
 from msgrpo_lab.callbacks.adapter import AdapterKeeper
@@ -19,6 +19,7 @@ from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.checkpoint.format import Snapshot, read_checkpoint
 from msgrpo_lab.checkpoint.locate import FOLDER, checkpoints, newest
 from msgrpo_lab.checkpoint.state import load_policy_weights, trainable
+from msgrpo_lab.fitting import with_precision_of
 
 EPOCHS = 4
 SMALLEST = ("rollout.num_groups=2", "rollout.group_size=2", "sampler.num_episodes=4", "env.horizon=3")
@@ -191,3 +192,13 @@ def test_there_must_be_something_to_roll_back_to(tmp_path: Path) -> None:
     run.keeper.parent = tmp_path / "elsewhere"
     with pytest.raises(CheckpointError, match="no checkpoint to roll back to"):
         run.keeper.roll_back(None, run.lab.module, 0.5)  # type: ignore[arg-type]
+
+
+def test_a_resumed_run_computes_in_its_checkpoints_number_type() -> None:
+    """What `auto` measures can change from one process to the next; a run's number type may not."""
+    kept = Snapshot(weights={}, optimizer={}, state={"precision": "bfloat16"})
+    automatic, explicit = composed(), composed("model.precision=float32")
+    assert with_precision_of(kept, automatic).model.precision == "bfloat16"
+    assert automatic.model.precision == "auto", "the run's own configuration stays as it was written"
+    assert with_precision_of(kept, explicit).model.precision == "float32"
+    assert with_precision_of(None, automatic) is automatic

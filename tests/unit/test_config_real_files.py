@@ -124,14 +124,32 @@ def test_a_callback_can_be_left_out() -> None:
     ("schema", "section"),
     [
         (RolloutConfig, "rollout"),
-        (SamplingConfig, "rollout.sampling"),
         (UpdateConfig, "update"),
         (PathsConfig, "paths"),
     ],
 )
 def test_the_primary_file_writes_out_every_key_of_the_schemas(schema: type, section: str) -> None:
     written = OmegaConf.select(OmegaConf.load(conf_dir() / "train.yaml"), section)
-    assert {str(key) for key in written} == {field.name for field in fields(schema)}
+    elsewhere = {"sampling"} & {field.name for field in fields(schema)}  # conf/sampling
+    assert {str(key) for key in written} == {field.name for field in fields(schema)} - elsewhere
+
+
+@pytest.mark.parametrize("sampling", ["free", "constrained"])
+def test_every_sampling_writes_out_every_key_of_its_schema(sampling: str) -> None:
+    written = OmegaConf.load(conf_dir() / "sampling" / f"{sampling}.yaml")
+    assert {str(key) for key in written} == {field.name for field in fields(SamplingConfig)}
+
+
+def test_the_schemas_defaults_are_those_of_free_text() -> None:
+    assert OmegaConf.load(conf_dir() / "sampling" / "free.yaml") == OmegaConf.structured(SamplingConfig)
+
+
+@pytest.mark.parametrize("game", ["frozenlake", "snake"])
+def test_samplers_differ_in_nothing_but_the_sampler(game: str) -> None:
+    arms = [composed(f"env={game}", f"sampler={name}") for name in ("uniform", "abs_adv")]
+    uniform, weighted = ({key: arm[key] for key in arm if key not in ("sampler", "hydra")} for arm in arms)
+    assert uniform == weighted
+    assert arms[0].sampler.num_episodes == arms[1].sampler.num_episodes
 
 
 def test_schemas_are_in_force_when_composing() -> None:
