@@ -370,9 +370,10 @@ def test_random_fallback_is_drawn_by_the_game(make: Make) -> None:
     assert drawn == set(range(len(game.legal_actions)))
 
 
-def test_state_key_is_hashable_and_agrees_with_the_complete_view(make: Make) -> None:
-    """Equal keys ⇔ equal drawn states, in play. (After the end there are no texts to compare.)"""
-    game = make(observation="paper", shaping=0.0)
+@pytest.mark.parametrize("view", ["relative", "paper"])
+def test_state_key_is_hashable_and_agrees_with_the_complete_views(make: Make, view: str) -> None:
+    """Equal keys ⇔ equal texts, in play. (After the end there are no texts to compare.)"""
+    game = make(observation=view, shaping=0.0)
     text_of: dict[Any, str] = {}
     for seed in range(8):
         for member in range(4):

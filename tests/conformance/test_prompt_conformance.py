@@ -36,7 +36,7 @@ def scenario(request: pytest.FixtureRequest) -> dict[str, Any]:
     return SCENARIOS[request.param]
 
 
-@pytest.fixture(params=["compact", "paper"], scope="module")
+@pytest.fixture(params=["compact", "relative", "paper"], scope="module")
 def game(request: pytest.FixtureRequest, scenario: dict[str, Any]) -> TextGame:
     made: TextGame = instantiate({**scenario, "observation": request.param})
     made.reset(seed=4)

@@ -7,7 +7,14 @@ import pytest
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv, generate_random_map
 
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
-from msgrpo_lab.tsmg.frozen_lake_text import compact_rules, compact_state, paper_rules, paper_state
+from msgrpo_lab.tsmg.frozen_lake_text import (
+    compact_rules,
+    compact_state,
+    paper_rules,
+    paper_state,
+    relative_rules,
+    relative_state,
+)
 from msgrpo_lab.tsmg.lake import Lake, lake, random_map
 
 LEFT, DOWN, RIGHT, UP = range(4)
@@ -43,6 +50,24 @@ def test_the_measured_prompt_word_for_word() -> None:
 )
 def test_compact_view_of_every_kind_of_cell(position: int, lines: list[str]) -> None:
     assert compact_state(MAP, position).splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("position", "holes"),
+    [
+        (0, "Holes: 1 down and 1 right; 3 down; 1 down and 3 right; 2 down and 3 right"),
+        (4, "Holes: 1 right; 2 down; 3 right; 1 down and 3 right"),
+        (10, "Holes: 1 right; 1 up and 1 left; 1 up and 1 right; 1 down and 2 left"),
+    ],
+)
+def test_relative_view_is_the_compact_one_and_every_hole(position: int, holes: str) -> None:
+    assert relative_state(MAP, position) == f"{compact_state(MAP, position)}\n{holes}"
+
+
+def test_relative_view_without_holes_and_at_the_end() -> None:
+    assert relative_state(("SF", "FG"), 0).splitlines()[-1] == "Holes: none"
+    assert relative_state(MAP, 5) == "You fell into a hole."
+    assert "The lake is 4 by 4" in relative_rules(size=4, slippery=False)
 
 
 def test_compact_view_is_partial() -> None:

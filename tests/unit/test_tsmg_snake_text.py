@@ -7,7 +7,7 @@ import pytest
 
 from msgrpo_lab.tsmg.snake import Snake
 from msgrpo_lab.tsmg.snake_rules import Board
-from msgrpo_lab.tsmg.snake_text import Menu, compact_rules, compact_state, paper_rules, paper_state
+from msgrpo_lab.tsmg.snake_text import Menu, compact_rules, compact_state, paper_rules, paper_state, relative_rules, relative_state
 
 GOOD = Menu(apple_reward=1.0, banana_reward=1.0)
 POISON = Menu(apple_reward=-1.0, banana_reward=1.0)
@@ -21,6 +21,21 @@ def board(**changes: object) -> Board:
 def test_compact_view_word_for_word() -> None:
     state = board(player=((0, 1), (0, 0)), apples=((3, 2),), others=(((0, 3),),))
     assert compact_state(state, GOOD) == "Apple: down and right\nUp: wall\nDown: free\nLeft: free\nRight: danger"
+
+
+def test_relative_view_word_for_word() -> None:
+    state = board(player=((0, 1), (0, 0)), apples=((3, 2), (1, 1)), others=(((0, 3), (1, 3)),), bananas=((4, 0),))
+    assert relative_state(state, GOOD) == compact_state(state, GOOD) + (
+        "\nWalls: 0 up, 4 down, 1 left, 3 right\nBody: 1 left\nSnake: 2 right; 1 down and 2 right"
+        "\nApples: 1 down; 3 down and 1 right\nBananas: 4 down and 1 left"
+    )
+
+
+def test_relative_view_of_an_empty_board_and_of_a_dead_snake() -> None:
+    assert relative_state(board(), GOOD).splitlines()[-4:] == ["Body: none", "Snake: none", "Apples: none", "Bananas: none"]
+    assert relative_state(board(player=()), GOOD) == compact_state(board(player=()), GOOD)
+    rules = relative_rules(GOOD, size=5, num_apples=1, num_bananas=0, other_snakes=1)
+    assert "The board is 5 by 5" in rules
 
 
 @pytest.mark.parametrize(
