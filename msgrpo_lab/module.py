@@ -94,7 +94,7 @@ class LAPModule(L.LightningModule):
             part_stats = self.loss(logprobs, entropy, part)
             self.manual_backward(part_stats.loss)
             stats.append(part_stats._replace(loss=part_stats.loss.detach()))
-            work += update_work(self.policy, plan, self.trie)
+            work += update_work(self.policy, plan, self.trie, self.sampling)
             difference = (logprobs.detach() - part.old_logprobs).abs()
             gap += float(difference[part.completion_mask].sum())
         return sum_stats(stats), work, gap / max(1, batch.num_tokens)

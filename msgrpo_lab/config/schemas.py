@@ -138,7 +138,7 @@ def _writable(schema: type) -> DictConfig:
 def register() -> None:
     """Put the schemas into Hydra's ConfigStore and the resolver `project_root` into OmegaConf."""
     OmegaConf.register_new_resolver("project_root", lambda: str(project_root()), replace=True)
-    schema = {
+    schema: dict[str, Any] = {
         "seed": 0,
         "examples": {},
         "resume": None,

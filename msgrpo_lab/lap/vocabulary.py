@@ -74,12 +74,17 @@ def top_logits(
         weight: output projection.
         top_k: tokens that are to be kept, at most `LARGEST_TOP_K`.
     """
-    count = min(len(weight), top_k + SPARE_CANDIDATES)
+    count = num_candidates(len(weight), top_k)
     with torch.no_grad():
         narrow = weight.to(hidden.dtype)
         parts = torch.split(hidden, CANDIDATE_NODES)
         tokens = torch.cat([_largest(part @ narrow.t(), count) for part in parts])
     return tokens, logits_at(hidden, weight, tokens)
+
+
+def num_candidates(vocabulary: int, top_k: int) -> int:
+    """Tokens that top-k is decided among."""
+    return min(vocabulary, top_k + SPARE_CANDIDATES)
 
 
 def logits_at(

@@ -12,6 +12,8 @@ import torch
 from msgrpo_lab.lap.decoding import ChoiceTrie
 from msgrpo_lab.lap.plan import ForwardPlan
 from msgrpo_lab.lap.policy import LanguagePolicy
+from msgrpo_lab.lap.vocabulary import num_candidates
+from msgrpo_lab.types import Sampling
 
 
 class UpdateWork(NamedTuple):
@@ -35,15 +37,16 @@ class UpdateWork(NamedTuple):
         )
 
 
-def update_work(policy: LanguagePolicy, plan: ForwardPlan, trie: ChoiceTrie | None) -> UpdateWork:
-    """Work of one forward and backward pass.
+def update_work(policy: LanguagePolicy, plan: ForwardPlan, trie: ChoiceTrie | None, rule: Sampling) -> UpdateWork:
+    """Work of one forward and backward pass over a plan of sampled completions under their decoding rule.
 
     Counted as operations are two a multiply-add (one pass of a matrix of n entries: 2 n a token):
 
     - the decoder's matrices, forward 2 n a token and backward 2 n to its inputs; 2 n more for those that are trained.
       For a frozen base with an adapter that is 4 N a token of the base's N, and 6 of the adapter's entries; 6 N where
       all weights are trained. Embeddings are looked up and cost nothing;
-    - the output projection at the nodes, onto the columns that the constraint leaves, likewise;
+    - the output projection at the nodes, onto the columns that the constraint leaves, likewise; under top-k one product
+      onto all of them finds the candidates, and what is said above is of these;
     - attention, 4 · width of all heads · keys a token and layer forward, twice that backward, each token attending to
       its own position and those before it.
 
@@ -51,8 +54,10 @@ def update_work(policy: LanguagePolicy, plan: ForwardPlan, trie: ChoiceTrie | No
     """
     per_token, width_of_heads = policy.matmul_flops_per_token, policy.attention_width
     head = policy.output_weight(None)
-    columns = len(head) if trie is None else len(trie.columns)
-    projection = (6 if head.requires_grad else 4) * head.shape[1] * columns * plan.num_nodes
+    columns, finding = len(head) if trie is None else len(trie.columns), 0
+    if trie is None and rule.top_k is not None and policy.keeps_few(rule) and not plan.plain:
+        columns, finding = num_candidates(columns, rule.top_k), 2 * columns
+    projection = ((6 if head.requires_grad else 4) * columns + finding) * head.shape[1] * plan.num_nodes
     attention = 3 * 4 * width_of_heads * plan.num_attended
     return UpdateWork(
         tokens=plan.num_tokens,

@@ -38,7 +38,8 @@ def hours(size: ModelSize, work: Workload, device: Device, *, fast: bool) -> Hou
 def update_flops(size: ModelSize, work: Workload, part: Pass) -> float:
     """Model operations of one pass, as `lap.work.update_work` counts them."""
     head = 4 if size.has_adapter else 6
-    projection = head * size.hidden * work.columns * part.nodes
+    columns, finding = (work.columns, 0) if work.candidates is None else (work.candidates, 2 * work.columns)
+    projection = (head * columns + finding) * size.hidden * part.nodes
     attention = 12 * size.layers * size.query_width * part.attended
     return float(size.update_flops_per_token * part.tokens + projection + attention)
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from msgrpo_lab.lap.vocabulary import CANDIDATE_NODES
 from msgrpo_lab.planner.model_size import ModelSize
 from msgrpo_lab.planner.workload import Pass, Workload
 
@@ -74,7 +75,7 @@ def estimate(
         place: where the model is; on a GPU only the GPU's memory is counted.
         tracked: whether the process loads MLflow.
         token_budget: prompt tokens of one pass of the rollout at most.
-        memory_tokens: prompt tokens whose keys and values free decoding remembers at most.
+        memory_tokens: tokens whose keys and values free decoding keeps from one turn to the next at most.
     """
     host = place == "cpu"
     weights = size.weight_bytes * (2 if work.reference and not size.has_adapter else 1)
@@ -142,6 +143,8 @@ def _forward_bytes(size: ModelSize, tokens: int) -> int:
 
 
 def _update_logits(size: ModelSize, work: Workload, nodes: int) -> int:
+    if work.candidates is not None:
+        return _candidate_logits(size, work.candidates, nodes)
     if not work.whole_distribution and size.has_adapter:
         return 4 * LOGIT_COPIES * nodes * work.columns if work.constrained else 0  # else tile by tile
     return 4 * LOGIT_COPIES * min(nodes, NODES_PER_CHUNK) * work.columns
@@ -150,11 +153,19 @@ def _update_logits(size: ModelSize, work: Workload, nodes: int) -> int:
 def _rollout_logits(size: ModelSize, work: Workload) -> int:
     """A row for every text that is written, in float32 and sorted out."""
     texts = max(work.rollout.turn_texts, work.evaluation.turn_texts)
+    if work.candidates is not None:
+        return _candidate_logits(size, work.candidates, texts)
     return 4 * 3 * texts * (work.columns if work.constrained else size.vocabulary)
 
 
+def _candidate_logits(size: ModelSize, candidates: int, nodes: int) -> int:
+    """The product that finds them, some nodes at a time; and their rows of the projection, float32, forth and back."""
+    finding = 2 * size.item * min(nodes, CANDIDATE_NODES) * size.vocabulary
+    return finding + 4 * 2 * nodes * candidates * size.hidden
+
+
 def _cache_bytes(size: ModelSize, work: Workload, memory_tokens: int) -> int:
-    """Free decoding: prompts that are remembered, and live texts with their prompts side by side, with room to grow.
+    """Free decoding: prompts and answers that are remembered, and those of a turn beside them, with room to grow.
     Constrained decoding: the prompts of a turn and the tree of words behind each."""
     plays = (work.rollout, work.evaluation)
     if work.constrained:

@@ -17,8 +17,10 @@ from omegaconf import DictConfig
 from msgrpo_lab.assemble import component, decoding_rule
 from msgrpo_lab.collate import collate, split_episodes
 from msgrpo_lab.lap.plan import ForwardPlan
+from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.lap.rows import plan_forward
+from msgrpo_lab.lap.vocabulary import num_candidates
 from msgrpo_lab.planner.play import RandomAnswers
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.collect import Collector
@@ -85,8 +87,10 @@ class Workload:
     """Columns of the training batch."""
     columns: int
     """Tokens that decoding may choose from."""
+    candidates: int | None
+    """Tokens that top-k is decided among, where only their logits are made (`lap.vocabulary.top_logits`)."""
     whole_distribution: bool
-    """Log-probabilities are taken of whole rows of the vocabulary (free decoding with top-k or top-p)."""
+    """Log-probabilities are taken of whole rows of the vocabulary (free decoding with top-p, or with a large top-k)."""
     constrained: bool
     reference: bool
     """π_ref is asked for the log-probabilities of every update's samples."""
@@ -117,6 +121,7 @@ def measure(config: DictConfig, tokenizer: Any, vocabulary: int, answer_tokens: 
     held_out = _played(collector, engine, rule, held_out_seeds(config.evaluation.episodes), 1, config.seed)
     drawn, pieces = _training(batch, config)
     trie = None if rule.choices is None else choice_trie(rule.choices)
+    few = trie is None and LanguagePolicy.keeps_few(rule) and update.sharing == "tree"
     plans = [
         plan for piece in pieces for plan in plan_forward(piece, trie, update.token_budget, update.sharing)
     ]  # of one pass over the drawn episodes
@@ -132,7 +137,8 @@ def measure(config: DictConfig, tokenizer: Any, vocabulary: int, answer_tokens: 
         trained_tokens=drawn.num_tokens * update.passes,
         batch_width=int(drawn.input_ids.shape[1]),
         columns=vocabulary if trie is None else len(trie.columns),
-        whole_distribution=trie is None and (rule.top_k is not None or rule.top_p is not None),
+        candidates=num_candidates(vocabulary, rule.top_k) if few and rule.top_k is not None else None,
+        whole_distribution=trie is None and not few and (rule.top_k is not None or rule.top_p is not None),
         constrained=trie is not None,
         reference=config.loss.beta > 0,
         horizon=collector.example_game.horizon,

@@ -47,7 +47,8 @@ def test_the_papers_experiment_is_counted(tmp_path: Path, capsys: pytest.Capture
         assert 0 < low < high
         assert plan["hours"][name] == pytest.approx([16 * low, 16 * high])
         assert device["measured"] == (name == "2-core CPU")
-    assert not cell["devices"]["2-core CPU"]["fits"] or cell["devices"]["2-core CPU"]["capacity"] > 30e9
+        place = "cpu" if name == "2-core CPU" else "gpu"
+        assert device["fits"] == (cell["memory"][place]["peak"] <= device["capacity"])
     printed = capsys.readouterr().out
     assert "16 jobs" in printed
     assert "ASSUMED (peaks of the data sheets; nothing of this program was measured on a GPU)" in printed

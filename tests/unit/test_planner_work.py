@@ -20,6 +20,7 @@ from msgrpo_lab.planner.memory import Memory, estimate, saved_per_token
 from msgrpo_lab.planner.model_size import ModelSize, size_of
 from msgrpo_lab.planner.tokens import EstimatedTokenizer
 from msgrpo_lab.planner.workload import Workload, _pass, answer_length, distinct_tokens, measure
+from msgrpo_lab.types import Sampling
 
 
 def arrays(*rows: list[int]) -> list[np.ndarray]:
@@ -75,13 +76,14 @@ def test_free_answers_have_the_length_that_is_given() -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 4])
-def test_the_operations_are_those_that_an_update_counts(rank: int | None) -> None:
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_the_operations_are_those_that_an_update_counts(rank: int | None, top_k: int | None) -> None:
     policy = small_policy(lora_rank=rank)
     size = size_of(OutlinedModel(policy.model, policy.tokenizer, torch.float32, False))
     batch = train_batch([([7, 8, 9], [10, 11]), ([7, 8, 12], [5]), ([7, 8, 9], [13])])
     (plan,) = plan_forward(batch, None, 4096)
-    _, work = workload("rollout.sampling.constrain=false")
-    assert update_flops(size, work, _pass(plan)) == update_work(policy, plan, None).flops
+    _, work = workload("rollout.sampling.constrain=false", f"rollout.sampling.top_k={top_k or 'null'}")
+    assert update_flops(size, work, _pass(plan)) == update_work(policy, plan, None, Sampling(top_k=top_k)).flops
 
 
 def kept_by_autograd(rank: int | None) -> tuple[float, float]:

@@ -7,7 +7,15 @@ import pytest
 
 from msgrpo_lab.tsmg.snake import Snake
 from msgrpo_lab.tsmg.snake_rules import Board
-from msgrpo_lab.tsmg.snake_text import Menu, compact_rules, compact_state, paper_rules, paper_state, relative_rules, relative_state
+from msgrpo_lab.tsmg.snake_text import (
+    Menu,
+    compact_rules,
+    compact_state,
+    paper_rules,
+    paper_state,
+    relative_rules,
+    relative_state,
+)
 
 GOOD = Menu(apple_reward=1.0, banana_reward=1.0)
 POISON = Menu(apple_reward=-1.0, banana_reward=1.0)
@@ -32,7 +40,12 @@ def test_relative_view_word_for_word() -> None:
 
 
 def test_relative_view_of_an_empty_board_and_of_a_dead_snake() -> None:
-    assert relative_state(board(), GOOD).splitlines()[-4:] == ["Body: none", "Snake: none", "Apples: none", "Bananas: none"]
+    assert relative_state(board(), GOOD).splitlines()[-4:] == [
+        "Body: none",
+        "Snake: none",
+        "Apples: none",
+        "Bananas: none",
+    ]
     assert relative_state(board(player=()), GOOD) == compact_state(board(player=()), GOOD)
     rules = relative_rules(GOOD, size=5, num_apples=1, num_bananas=0, other_snakes=1)
     assert "The board is 5 by 5" in rules

@@ -14,6 +14,7 @@ from lab_made import SMALL_RUN, composed, fit, small_lab, small_policy, train_ba
 from msgrpo_lab.lap.decoding import ChoiceTrie
 from msgrpo_lab.lap.rows import plan_forward
 from msgrpo_lab.lap.work import UpdateWork, peak_memory_mb, update_work
+from msgrpo_lab.types import Sampling
 
 FREE = ("rollout.sampling.constrain=false", "rollout.sampling.max_new_tokens=3")
 BATCH = train_batch([([20, 21, 22], [11]), ([20, 21, 22], [12, 13])])
@@ -30,7 +31,7 @@ def test_operations_of_full_training_by_hand() -> None:
     policy = small_policy()
     vocabulary = len(policy.output_weight(None))
     (plan,) = plan_forward(BATCH, None, 8192)
-    work = update_work(policy, plan, None)
+    work = update_work(policy, plan, None, Sampling())
     assert (work.tokens, work.padded_tokens) == (4, 4)
     assert work.flops == 6 * 2 * LAYER * 4 + 6 * 32 * vocabulary * 2 + ATTENTION
 
@@ -38,8 +39,17 @@ def test_operations_of_full_training_by_hand() -> None:
 def test_a_frozen_base_needs_no_gradient_of_its_weights() -> None:
     trie = ChoiceTrie(((11,), (12, 13)))
     (plan,) = plan_forward(BATCH, trie, 8192)
-    work = update_work(small_policy(lora_rank=4), plan, trie)
+    work = update_work(small_policy(lora_rank=4), plan, trie, Sampling())
     assert work.flops == (4 * 2 * LAYER + 6 * 2 * ADAPTER) * 4 + 4 * 32 * 3 * 2 + ATTENTION
+
+
+def test_top_k_finds_its_candidates_by_one_product_and_computes_with_these() -> None:
+    policy = small_policy(lora_rank=4)
+    vocabulary = len(policy.output_weight(None))
+    (plan,) = plan_forward(BATCH, None, 8192)
+    work = update_work(policy, plan, None, Sampling(top_k=3))
+    projection = 2 * (2 * 32 * vocabulary + 4 * 32 * (3 + 5))
+    assert work.flops == (4 * 2 * LAYER + 6 * 2 * ADAPTER) * 4 + projection + ATTENTION
 
 
 def test_work_adds_up() -> None:
