@@ -113,7 +113,7 @@ def _check_answers(tree: Mapping[str, Any]) -> Iterator[Mistake]:
             "rollout.sampling.constrain",
             True,
             "the prompt asks for an <action> tag, which an answer constrained to one legal word never holds",
-            "set rollout.sampling.constrain=false with a larger rollout.sampling.max_new_tokens, or prompt=action_only",
+            "set sampling=free, or prompt=action_only",
         )
     prompt = section(tree, "prompt")
     if any(prompt.get("stop") or ()) and parser == WORD_PARSER and prompt.get("stop_at_action") is not False:

@@ -413,7 +413,7 @@ def test_no_stats_cannot_be_added():
 
 def test_configured_loss_subtracts_the_reduce_terms():
     # 0.5875 − 0.03 · 0.525
-    stats = MSGRPOLoss()(logprobs(), ENTROPY.clone().requires_grad_(), train_batch())
+    stats = MSGRPOLoss(entropy=0.03)(logprobs(), ENTROPY.clone().requires_grad_(), train_batch())
     assert stats.loss.item() == pytest.approx(0.57175, abs=1e-12)
     assert stats.policy_loss.item() == pytest.approx(0.5875, abs=1e-12)
     assert stats.entropy.item() == pytest.approx(0.525, abs=1e-12)
@@ -423,7 +423,7 @@ def test_configured_loss_subtracts_the_reduce_terms():
 def test_configured_loss_differentiates_the_entropy():
     # −0.03/(|y| T K): 1/8, 1/8 | 1/4 | 1/6 each
     entropy = ENTROPY.clone().requires_grad_()
-    MSGRPOLoss()(logprobs(), entropy, train_batch()).loss.backward()
+    MSGRPOLoss(entropy=0.03)(logprobs(), entropy, train_batch()).loss.backward()
     expected = -0.03 * torch.tensor([[1 / 8, 1 / 8, 0], [1 / 4, 0, 0], [1 / 6] * 3], dtype=torch.float64)
     torch.testing.assert_close(entropy.grad, expected, rtol=0, atol=1e-12)
 
@@ -494,7 +494,7 @@ def test_kl_needs_a_reference():
 
 def test_entropy_coefficient_needs_the_entropy():
     with pytest.raises(ValueError, match=r"loss\.entropy=0\.03 needs entropy_SL.*loss\.entropy=0"):
-        MSGRPOLoss()(logprobs(), None, train_batch())
+        MSGRPOLoss(entropy=0.03)(logprobs(), None, train_batch())
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,26 @@ def test_the_schemas_defaults_are_those_of_free_text() -> None:
     assert OmegaConf.load(conf_dir() / "sampling" / "free.yaml") == OmegaConf.structured(SamplingConfig)
 
 
+def test_the_way_of_sampling_that_is_named_is_the_one_that_is_composed() -> None:
+    for model in ("tiny", "smollm2_135m", "qwen2_5_0_5b"):
+        free, constrained = (composed(f"model={model}", f"sampling={name}") for name in ("free", "constrained"))
+        assert (free.rollout.sampling.constrain, constrained.rollout.sampling.constrain) == (False, True)
+        assert free.prompt.examples
+        assert not constrained.prompt.examples
+    assert composed("model=tiny").rollout.sampling.constrain, "random weights name no legal word by themselves"
+    assert composed() == composed("sampling=free")
+    assert composed("sampling=constrained") == composed("experiment=constrained")
+
+
+@pytest.mark.parametrize(
+    "folder", ["model", "model_env", "model_sampling", "model_sampling_env", "model_prompt", "sampling"]
+)
+def test_keys_of_some_credit_rules_are_set_in_recipes_by_credit_rule_alone(folder: str) -> None:
+    files = sorted((conf_dir() / "recipe" / folder).glob("*.yaml"))
+    assert files
+    assert not [path.name for path in files if "credit" in OmegaConf.load(path)]
+
+
 @pytest.mark.parametrize("game", ["frozenlake", "snake"])
 def test_samplers_differ_in_nothing_but_the_sampler(game: str) -> None:
     arms = [composed(f"env={game}", f"sampler={name}") for name in ("uniform", "abs_adv")]
