@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks.tracked_run import Status, resolved
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CSVTracking:
-    """Metrics as a CSV file under `folder`, for debugging: no database, no parent runs."""
+    """Metrics as a CSV file under `folder`, None being the run's, for debugging: no database, no parent runs."""
 
-    folder: str
+    folder: str | None = None
 
     def start(self, cfg: DictConfig, run_id: str | None = None) -> Logger:  # noqa: ARG002  a file knows no runs
         """A logger that writes `folder/csv/metrics.csv`; the resolved configuration is written to `folder`.
@@ -28,13 +29,14 @@ class CSVTracking:
         """
         from lightning.pytorch.loggers import CSVLogger
 
-        earlier = len(list(Path(self.folder).glob("csv*/metrics.csv")))
+        folder = Path(HydraConfig.get().runtime.output_dir if self.folder is None else self.folder)
+        earlier = len(list(folder.glob("csv*/metrics.csv")))
         version = f"csv_{earlier + 1}" if earlier else "csv"
         # Written at every step, so that a kill loses none.
-        logger = CSVLogger(save_dir=self.folder, name="", version=version, flush_logs_every_n_steps=1)
-        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        logger = CSVLogger(save_dir=folder, name="", version=version, flush_logs_every_n_steps=1)
+        folder.mkdir(parents=True, exist_ok=True)
         text = OmegaConf.to_yaml(OmegaConf.create(resolved(cfg)))
-        (Path(self.folder) / "resolved.yaml").write_text(text, encoding="utf-8")
+        (folder / "resolved.yaml").write_text(text, encoding="utf-8")
         return logger
 
     def finish(self, status: Status) -> None:

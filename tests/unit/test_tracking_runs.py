@@ -17,6 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -27,6 +28,7 @@ from msgrpo_lab.callbacks.multirun import SweepParent, swept_keys
 from msgrpo_lab.callbacks.provenance import git_state
 from msgrpo_lab.callbacks.tracked_run import flatten, tags_of
 from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, CSVTracking, MLflowTracking, finish_run
+from msgrpo_lab.config import conf_dir
 from msgrpo_lab.config.paths import code_checkout
 from msgrpo_lab.run_folder import note_failure
 
@@ -388,6 +390,12 @@ def test_a_sweep_without_a_database_has_no_parent(tmp_path: Path) -> None:
     callback.on_multirun_start(cfg)
     assert PARENT_VARIABLE not in os.environ
     callback.on_multirun_end(cfg)
+
+
+def test_csv_tracking_is_made_where_no_job_runs_as_a_sweeps_parent_is() -> None:
+    tracking = instantiate(OmegaConf.load(conf_dir() / "logger" / "csv.yaml"))
+    assert tracking == CSVTracking()
+    assert tracking.start_sweep([], []) is None
 
 
 def test_csv_tracking_writes_metrics_and_configuration(tmp_path: Path) -> None:
