@@ -18,7 +18,7 @@ class FirstRolloutAdvice(L.Callback):
     """One warning for each sign in the first rollout that there is nothing to learn from, with the key to set.
 
     The limits are the project's own [D], set between first rollouts of runs that learnt and of runs that did not
-    (docs/results/recipe-search.md). Only the untrained policy's rollout is looked at; what goes wrong later is the
+    (docs/results/free-text.md). Only the untrained policy's rollout is looked at; what goes wrong later is the
     watchdogs' matter.
 
     Args:
@@ -59,8 +59,7 @@ class FirstRolloutAdvice(L.Callback):
                 min_valid_action_rate,
                 "below",
                 "few answers name a legal action",
-                "give worked examples (prompt.examples), open the answer (prompt.opening), or set "
-                "rollout.sampling.constrain=true",
+                "give worked examples (prompt.examples), open the answer (prompt.opening), or set sampling=constrained",
             ),
             _threshold(
                 "train/zero_std_groups",

@@ -158,7 +158,10 @@ def _assumptions(
     if not work.constrained:
         length = answer_length(config, answer_tokens)
         why = "half of what is allowed, a guess" if answer_tokens is None else "as given by answer_tokens"
-        found.append(f"An answer has {length} tokens ({why}; at most {work.longest_answer}), and no two share any.")
+        found.append(
+            f"An answer has {length} tokens ({why}; at most {work.longest_answer}), "
+            "each as likely as any other that may be drawn."
+        )
     if not size.block_decoder:
         found.append(
             "The lab's own decoder does not compute this model: activations and time are those of one that it does."

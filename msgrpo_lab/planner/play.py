@@ -21,8 +21,9 @@ class RandomAnswers:
     """A rollout engine whose answers name a legal action, each as often as any other.
 
     Args:
-        answer_tokens: tokens of an answer under free decoding; no two answers share any (an upper bound of the work).
-        vocabulary: tokens are numbers below it.
+        answer_tokens: tokens of an answer under free decoding.
+        vocabulary: each of them is a random number below it, or below k under top-k: the more there are to choose from,
+            the less often two answers begin alike.
     """
 
     samples_policy = False
@@ -52,7 +53,7 @@ class RandomAnswers:
         for prompt, game, rng in zip(prompts, self._games, rngs, strict=True):
             number = int(rng.integers(len(game.legal_actions)))
             if sampling.choices is None:
-                tokens = rng.integers(self.vocabulary, size=self.answer_tokens)
+                tokens = rng.integers(min(self.vocabulary, sampling.top_k or self.vocabulary), size=self.answer_tokens)
             else:
                 tokens = np.array(sampling.choices[number], dtype=np.int64)
             completions.append(

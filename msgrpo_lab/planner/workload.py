@@ -41,7 +41,7 @@ class Play:
     read_tokens: int
     """Prompt tokens that are really read: common beginnings once a turn, prompts met before not at all."""
     branch_tokens: int
-    """Tokens computed behind the prompts: written ones, or the tree of legal words behind every distinct prompt."""
+    """Tokens computed behind the distinct prompts: beginnings of answers, or the tree of legal words."""
     steps: int
     """Calls of the model one after the other, beside the reading of prompts."""
     turn_tokens: int
@@ -191,6 +191,9 @@ def _count(batch: RolloutBatch, rule: Sampling, answer_tokens: int) -> Play:
         by_turn += [[] for _ in range(number + 1 - len(by_turn))]
         by_turn[number].append(key)
     free = rule.choices is None
+    answers = {(turn.completion.prompt_ids.tobytes(), tuple(turn.completion.token_ids.tolist())) for _, turn in turns}
+    # Distinct beginnings of answers; the last token of one is never read.
+    begun = {(key, tokens[:cut]) for key, tokens in answers for cut in range(1, len(tokens))}
     # The tree of legal words has one inner token for every proper beginning of a word but the empty one.
     inner = len({word[:cut] for word in rule.choices or () for cut in range(1, len(word))})
     return Play(
@@ -199,7 +202,7 @@ def _count(batch: RolloutBatch, rule: Sampling, answer_tokens: int) -> Play:
         prompt_tokens=sum(len(turn.completion.prompt_ids) for _, turn in turns),
         answer_tokens=sum(len(turn.completion.token_ids) for _, turn in turns),
         read_tokens=_read_tokens([[prompts[key] for key in dict.fromkeys(keys)] for keys in by_turn]),
-        branch_tokens=len(turns) * answer_tokens if free else len(prompts) * inner,
+        branch_tokens=len(begun) if free else len(prompts) * inner,
         steps=len(by_turn) * (answer_tokens if free else 1),
         turn_tokens=max(distinct_tokens([prompts[key] for key in set(keys)]) for keys in by_turn),
         turn_texts=max(len(keys) if free else len(set(keys)) for keys in by_turn),

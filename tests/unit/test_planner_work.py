@@ -70,9 +70,19 @@ def test_free_answers_have_the_length_that_is_given() -> None:
     assert work.rollout.answer_tokens == 11 * work.rollout.turns, "half of what is allowed, rounded up"
     assert work.rollout.steps == 11 * work.horizon
     _, work = workload(*free, answer_tokens=7)
-    assert work.rollout.answer_tokens == work.rollout.branch_tokens == 7 * work.rollout.turns
+    assert work.rollout.answer_tokens == 7 * work.rollout.turns
+    assert work.rollout.branch_tokens == pytest.approx(6 * work.rollout.turns, rel=0.1), "the last token is never read"
     assert work.trained_tokens == 7 * work.samples
     assert answer_length(composed(*SMALL_RUN, *free), 1000) == 21, "no answer is longer than is allowed"
+
+
+def test_top_k_makes_answers_to_a_prompt_begin_alike() -> None:
+    free = ("rollout.sampling.constrain=false", "rollout.sampling.max_new_tokens=21")
+    _, one = workload(*free, "rollout.sampling.top_k=1", answer_tokens=4)
+    _, few = workload(*free, "rollout.sampling.top_k=3", answer_tokens=4)
+    _, all_tokens = workload(*free, "rollout.sampling.top_k=null", answer_tokens=4)
+    assert one.rollout.branch_tokens % 3 == 0, "three tokens are read behind each distinct prompt"
+    assert one.rollout.branch_tokens < few.rollout.branch_tokens < all_tokens.rollout.branch_tokens
 
 
 @pytest.mark.parametrize("rank", [None, 4])
