@@ -18,14 +18,14 @@ if __package__ in (None, ""):  # run by path: Python put analysis/ itself on the
 
 from analysis import comparison_figures, figures, training_figures
 from analysis.cells import join, label_methods
-from analysis.efficiency import efficiency
 from analysis.evaluations import MATCHING, NO_EVALUATIONS, as_references, load_evaluations
+from analysis.figures import transfer_matrix
 from analysis.load import LATEST, NO_PARENT, keep_finished, load_metrics, load_runs
-from analysis.looks import Drawing
-from analysis.panels import paper_style
 from analysis.report import write_table
+from analysis.sheet import paper_style
 from analysis.store import TrackingError, copy_cards
-from analysis.transfer import transfer_matrix
+from analysis.style import Drawing
+from analysis.training_figures import efficiency
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES: dict[str, Callable[[pd.DataFrame], Drawing | None]] = {

@@ -8,12 +8,20 @@ import pandas as pd
 import pytest
 from analysis_synthetic import points_of
 
-from analysis.ablation import ALL, AT_TOKENS, AT_UPDATES, ablation, counterparts, run_scores
-from analysis.comparison_figures import sampler_ablation, score_against_optimal
+from analysis.comparison_figures import (
+    ALL,
+    AT_TOKENS,
+    AT_UPDATES,
+    ablation,
+    counterparts,
+    run_scores,
+    sampler_ablation,
+    score_against_optimal,
+)
 from analysis.curves import best_run
-from analysis.efficiency import priced
-from analysis.panels import paper_style
 from analysis.scores import normalised_scores, profiles
+from analysis.sheet import paper_style
+from analysis.training_figures import priced
 
 LAKE = "eval/frozenlake/normalised_score"
 

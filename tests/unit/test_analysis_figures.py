@@ -16,9 +16,9 @@ from analysis_synthetic import EVAL_EVERY, GRID, REFERENCES, UPDATES, Job, curve
 from analysis import figures, training_figures
 from analysis.cells import join, label_methods, score_metric
 from analysis.curves import MODES, OVER_EPISODES
-from analysis.panels import paper_style
 from analysis.plots import FIGURES, main
 from analysis.report import render
+from analysis.sheet import paper_style
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "plots.py"
 

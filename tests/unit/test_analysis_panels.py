@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from analysis.looks import draw_references, looks, method_label, scenario_title, set_limits, two_digits
-from analysis.panels import Sheet, paper_style, spread
+from analysis.sheet import Sheet, paper_style, spread
+from analysis.style import draw_references, looks, method_label, scenario_title, set_limits, two_digits
 
 POSITIONS = st.lists(st.floats(0, 10, allow_nan=False), min_size=1, max_size=8)
 

@@ -6,7 +6,7 @@ import pytest
 from analysis_synthetic import points_of
 
 from analysis.curves import OVER_GROUPS, OVER_SEEDS
-from analysis.panels import paper_style
+from analysis.sheet import paper_style
 from analysis.training_figures import credit_fidelity, diagnostics, entropies
 
 

@@ -10,11 +10,10 @@ from analysis_synthetic import SHORT, Job, Store
 from mlflow.entities import Metric
 
 from analysis.evaluations import COLUMNS, as_references, load_evaluations, transfer
-from analysis.figures import learning_curves
-from analysis.panels import paper_style
+from analysis.figures import learning_curves, row_name, transfer_matrix
 from analysis.plots import main
+from analysis.sheet import paper_style
 from analysis.store import TrackingError
-from analysis.transfer import row_name, transfer_matrix
 
 
 def scores_of(*rows):

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from analysis.cells import SAMPLER_ORDER
 from analysis.curves import OVER_EPISODES, OVER_GROUPS, OVER_RUNS, OVER_SEEDS
-from analysis.panels import REFERENCE_COLOUR, Sheet
+from analysis.sheet import REFERENCE_COLOUR, Sheet
 
 ENV_TITLES = {
     "frozenlake": "Frozen Lake",
