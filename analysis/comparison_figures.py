@@ -21,7 +21,6 @@ from analysis.comparisons import improvement_interval, sign_test
 from analysis.curves import BOOTSTRAP_SEED, MODES, OVER_EPISODES, OVER_RUNS
 from analysis.scores import normalised_scores, profiles
 from analysis.sheet import REFERENCE_COLOUR, Sheet
-from analysis.stats import mean_of_means, probability_of_improvement, stratified_bootstrap, t_interval
 from analysis.style import (
     GREY,
     ONE_SEED_BANDS,
@@ -32,6 +31,7 @@ from analysis.style import (
     styles_of,
 )
 from analysis.training_figures import TOKENS, spent_before
+from msgrpo_lab.intervals import mean_of_means, probability_of_improvement, stratified_bootstrap, t_interval
 
 BASE_SAMPLER = "uniform"
 AT_UPDATES = "equal updates"

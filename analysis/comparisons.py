@@ -1,6 +1,6 @@
 """Two methods, or one method at many thresholds: intervals and tests from few runs, as pure functions of arrays.
 
-Axes as in `analysis.stats`: R runs (seeds) of one task, M tasks (scenarios), X thresholds, B bootstrap resamples.
+Axes as in `msgrpo_lab.intervals`: R runs (seeds) of one task, M tasks (scenarios), X thresholds, B bootstrap resamples.
 Every random draw comes from the caller's generator.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from analysis.stats import NO_INTERVAL, Interval, probability_of_improvement
+from msgrpo_lab.intervals import NO_INTERVAL, Interval, probability_of_improvement
 
 Scores = Sequence[Float[np.ndarray, " R"]]
 """M arrays of scores, one a task, one score a run."""

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import panels, score_metric
-from analysis.stats import Interval, mean_of_means, stratified_bootstrap
+from msgrpo_lab.intervals import Interval, mean_of_means, stratified_bootstrap
 
 log = logging.getLogger("analysis.curves")
 

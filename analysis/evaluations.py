@@ -18,8 +18,8 @@ import pandas as pd
 from analysis.cells import ENV_ORDER, SAMPLER_ORDER, rank
 from analysis.curves import BOOTSTRAP_SEED, MODES, OVER_EPISODES, OVER_RUNS
 from analysis.load import LATEST
-from analysis.stats import Interval, mean_of_means, stratified_bootstrap
 from analysis.store import KIND, PARENT, Runs, TrackingError
+from msgrpo_lab.intervals import Interval, mean_of_means, stratified_bootstrap
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

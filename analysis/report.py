@@ -19,8 +19,8 @@ from analysis.curves import (
     last_values,
     summary,
 )
-from analysis.stats import Interval, iqm, probability_of_improvement, stratified_bootstrap
 from analysis.style import PLAYER_LABELS, method_label, scenario_title
+from msgrpo_lab.intervals import Interval, iqm, probability_of_improvement, stratified_bootstrap
 
 MISSING = "–"
 SCORES = ("return_mean", "success_rate")

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.cells import panels
 from analysis.comparisons import profile_band
 from analysis.curves import BOOTSTRAP_SEED, curve, interval_at, last_values
-from analysis.stats import performance_profile
+from msgrpo_lab.intervals import performance_profile
 
 log = logging.getLogger("analysis.scores")
 

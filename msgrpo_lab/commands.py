@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from msgrpo_lab.checkpoint.durable import write_durably
+from msgrpo_lab.files import write_durably
 
 FOLDER = "commands"
 """Below `paths.outputs`: one small file a command, named by its digest."""

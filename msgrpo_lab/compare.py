@@ -94,8 +94,8 @@ def _report(comparison: Any, settings: CompareSettings, origin: Mapping[str, Any
 def _write(comparison: Any, folder: Path, title: str) -> list[Path]:
     """The tables and the figure; returns the files."""
     from msgrpo_lab.fidelity.figure import draw_comparison, paper_style, save_figure
-    from msgrpo_lab.fidelity.files import written_whole
     from msgrpo_lab.fidelity.table import as_csv, as_markdown
+    from msgrpo_lab.files import written_whole
 
     folder.mkdir(parents=True, exist_ok=True)
     tables = []

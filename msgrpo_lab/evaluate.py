@@ -52,7 +52,7 @@ def run(config: DictConfig, command: str) -> None:
     from msgrpo_lab.evaluation.rows import comparisons, pair_row, score_rows
     from msgrpo_lab.evaluation.settings import read_settings
     from msgrpo_lab.evaluation.tracking import track
-    from msgrpo_lab.redaction import redact_text
+    from msgrpo_lab.messages import redact_text
 
     tree: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     settings = read_settings(tree, HydraConfig.get().runtime.choices, _say)

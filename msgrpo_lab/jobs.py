@@ -13,8 +13,8 @@ from omegaconf import DictConfig, open_dict, read_write
 from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.commands import digest, remembered
 from msgrpo_lab.config.jobs import CommandLine, command_line
-from msgrpo_lab.config.mistakes import one_line
 from msgrpo_lab.config.rules import TRACKED
+from msgrpo_lab.messages import one_line
 from msgrpo_lab.run_folder import RunFolderError, is_held
 
 DRY_RUN = "--dry-run"

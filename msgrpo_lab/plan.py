@@ -16,9 +16,9 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 from msgrpo_lab.config import ConfigError
 from msgrpo_lab.config.command_line import EXIT_CODE, sound_jobs
-from msgrpo_lab.config.mistakes import Mistake, one_line
 from msgrpo_lab.config.outputs import file_mistakes
 from msgrpo_lab.config.value_types import Range, describe, fits
+from msgrpo_lab.messages import Mistake, one_line
 
 USAGE = """\
 python -m msgrpo_lab.plan [override …] [output=<file.json>] [answer_tokens=<n>]
@@ -92,7 +92,7 @@ def run(request: Request) -> None:
 def _write(path: Path, plan: Mapping[str, Any]) -> None:
     import json
 
-    from msgrpo_lab.fidelity.files import written_whole
+    from msgrpo_lab.files import written_whole
 
     try:
         with written_whole(path) as stream:

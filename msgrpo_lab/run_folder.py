@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from msgrpo_lab.checkpoint.durable import write_durably
+from msgrpo_lab.files import write_durably
 
 RECORD = "run.json"
 LOCK = "run.lock"

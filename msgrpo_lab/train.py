@@ -24,8 +24,8 @@ from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.commands import remember_run
 from msgrpo_lab.config import check_command_line, conf_dir
 from msgrpo_lab.config.jobs import runs_jobs
-from msgrpo_lab.config.mistakes import one_line
 from msgrpo_lab.jobs import DRY_RUN, print_plan, with_folder
+from msgrpo_lab.messages import one_line
 from msgrpo_lab.run_folder import RunFolderError, RunRecord, RunStatus, held, note_failure
 from msgrpo_lab.stopping import Stopped, Stopping
 
@@ -34,6 +34,22 @@ if TYPE_CHECKING:
 
     from msgrpo_lab.callbacks.tracking import Tracking
     from msgrpo_lab.resume import Beginning
+import copy
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+
+from msgrpo_lab import __version__
+from msgrpo_lab.assemble import Lab, component
+from msgrpo_lab.callbacks.adapter import AdapterKeeper
+from msgrpo_lab.callbacks.checkpoints import CheckpointKeeper, Resumption, best_of
+from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.callbacks.run_logger import RunLogger
+from msgrpo_lab.callbacks.stop import StopCheck
+from msgrpo_lab.checkpoint.format import Snapshot
+from msgrpo_lab.checkpoint.state import load_trainable
+from msgrpo_lab.resume import Beginning
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +96,8 @@ def _train(config: DictConfig, folder: Path, begin: Beginning, plain: dict[str, 
     import torch
 
     from msgrpo_lab.assemble import build_lab, component
-    from msgrpo_lab.fitting import fit, with_precision_of
     from msgrpo_lab.heap import keep_freed_memory
+    from msgrpo_lab.train import fit, with_precision_of
 
     _quieten()
     keep_freed_memory()
@@ -217,3 +233,88 @@ def _main(given: list[str]) -> Any:
 
 if __name__ == "__main__":
     main()
+
+
+PRECISION_TAG = "msgrpo.precision"
+"""Tag of a run: the number type it computed in."""
+
+
+def fit(
+    config: DictConfig,
+    lab: Lab,
+    *,
+    logger: Logger,
+    folder: Path,
+    begin: Beginning,
+    plain: dict[str, Any],
+    stopping: Stopping,
+) -> float:
+    """Trains, and keeps what was trained.
+
+    Args:
+        config: the run's configuration.
+        lab: what it was assembled to.
+        logger: of the tracked run.
+        folder: of the run.
+        begin: where to begin.
+        plain: the configuration as plain values, for checkpoints.
+        stopping: tells whether a signal has come.
+
+    Returns:
+        The last evaluation's sampled return.
+    """
+    choices = {str(group): choice for group, choice in HydraConfig.get().runtime.choices.items()}
+    evaluation: HeldOutEvaluation = component(config.evaluation, scenario=choices["env"])
+    adapter = AdapterKeeper(folder=folder, evaluation=evaluation)
+    precision = str(lab.policy.compute_dtype).removeprefix("torch.")
+    origin = {
+        "config": plain,
+        "choices": choices,
+        "run_id": getattr(logger, "run_id", None),
+        "versions": {"msgrpo_lab": __version__, "torch": str(torch.__version__)},
+        "precision": precision,
+    }
+    if isinstance(logger, RunLogger):
+        logger.set_tag(PRECISION_TAG, precision)
+    if lab.policy.product_speed is not None:
+        speed = lab.policy.product_speed._asdict()
+        logger.log_metrics({f"perf/product_gflops_{name}": rate for name, rate in speed.items()}, step=0)
+    keeper = CheckpointKeeper(
+        folder=folder,
+        origin=origin,
+        adapter=adapter,
+        every=config.checkpoint.every,
+        keep_last=config.checkpoint.keep_last,
+    )
+    if begin.snapshot is not None and begin.snapshot.epoch >= config.trainer.max_epochs:
+        return _wind_up(begin.snapshot, lab, evaluation, adapter, logger)
+    named: list[L.Callback] = [component(node) for node in (config.callbacks or {}).values() if node is not None]
+    resumed = [] if begin.snapshot is None else [Resumption(snapshot=begin.snapshot, adapter=adapter)]
+    callbacks = [*resumed, StopCheck(stopping), *named, evaluation, adapter, keeper]
+    trainer: L.Trainer = component(config.trainer, logger=logger, callbacks=callbacks, default_root_dir=str(folder))
+    trainer.fit(lab.module, datamodule=lab.data)
+    return float(evaluation.latest_return)
+
+
+def with_precision_of(snapshot: Snapshot | None, config: DictConfig) -> DictConfig:
+    """The configuration, with the number type that a checkpoint's run computed in where `model.precision` is auto."""
+    precision = None if snapshot is None else snapshot.state.get("precision")
+    if precision is None or config.model.precision != "auto":
+        return config
+    config = copy.deepcopy(config)
+    config.model.precision = precision
+    return config
+
+
+def _wind_up(
+    snapshot: Snapshot, lab: Lab, evaluation: HeldOutEvaluation, adapter: AdapterKeeper, logger: Logger
+) -> float:
+    """The end of a run that was killed after its last epoch and before its adapter was kept."""
+    load_trainable(lab.policy, snapshot.weights)
+    states = snapshot.state["callbacks"]
+    for callback in (evaluation, adapter):
+        if callback.state_key in states:
+            callback.load_state_dict(states[callback.state_key])
+    adapter.best = best_of(snapshot)
+    adapter.keep(lab.policy, [logger])
+    return float(evaluation.latest_return)

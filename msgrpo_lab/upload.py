@@ -13,7 +13,7 @@ from pathlib import Path
 from msgrpo_lab.callbacks.entries import Metrics, joined, known_points, points_of, without_known
 from msgrpo_lab.callbacks.spool import SPOOLS, read_spool
 from msgrpo_lab.callbacks.store import check_reachable, mlflow_module, reason_of, store_errors
-from msgrpo_lab.redaction import HIDDEN
+from msgrpo_lab.messages import HIDDEN
 from msgrpo_lab.run_folder import RunFolderError, held
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from msgrpo_lab.callbacks.card_sections import render
 from msgrpo_lab.callbacks.store import check_reachable, database_path, mlflow_module
 from msgrpo_lab.callbacks.sweep_record import read_sweep
-from msgrpo_lab.config.mistakes import one_line
 from msgrpo_lab.config.paths import project_root
+from msgrpo_lab.messages import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

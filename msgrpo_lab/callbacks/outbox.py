@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from msgrpo_lab.callbacks.entries import Entry, joined
 from msgrpo_lab.callbacks.spool import Spool
 from msgrpo_lab.callbacks.store import reason_of, store_errors
-from msgrpo_lab.redaction import mask
+from msgrpo_lab.messages import mask
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

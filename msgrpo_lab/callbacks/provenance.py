@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from msgrpo_lab.redaction import redact_text
+from msgrpo_lab.messages import redact_text
 
 GIT_TIMEOUT_S = 20
 LONGEST_DIFF = 1_000_000

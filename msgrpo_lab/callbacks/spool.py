@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from msgrpo_lab.callbacks.entries import Entry, entry_of
-from msgrpo_lab.checkpoint.durable import sync, write_durably
+from msgrpo_lab.files import sync, write_durably
 
 SPOOLS = "spool-*.jsonl"
 """How the files are named, with the run's id: a folder that two runs were made in has one for each."""

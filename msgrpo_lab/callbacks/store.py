@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import urlsplit
 
-from msgrpo_lab.redaction import mask
+from msgrpo_lab.messages import mask
 
 log = logging.getLogger(__name__)
 

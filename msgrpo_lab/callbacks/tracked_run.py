@@ -14,7 +14,7 @@ from msgrpo_lab.callbacks import provenance
 from msgrpo_lab.callbacks.entries import End, Entry, Tag
 from msgrpo_lab.callbacks.store import mlflow_module, reason_of, store_errors
 from msgrpo_lab.config.paths import code_checkout
-from msgrpo_lab.redaction import redact, redact_text
+from msgrpo_lab.messages import redact, redact_text
 
 log = logging.getLogger(__name__)
 

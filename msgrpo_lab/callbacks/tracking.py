@@ -39,7 +39,7 @@ from msgrpo_lab.callbacks.tracked_run import (
     tags_of,
     tells_end,
 )
-from msgrpo_lab.redaction import mask, redact_text
+from msgrpo_lab.messages import mask, redact_text
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

@@ -27,8 +27,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from msgrpo_lab.checkpoint.durable import sync
 from msgrpo_lab.checkpoint.errors import CheckpointError
+from msgrpo_lab.files import sync
 
 FORMAT = 1
 """Version of this layout; a reader refuses any other."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from msgrpo_lab.checkpoint.errors import CheckpointError
-from msgrpo_lab.config.mistakes import one_line, show
+from msgrpo_lab.messages import one_line, show
 
 FREE = (
     "callbacks",  # they look on, and may be added to a run or relaxed

@@ -8,10 +8,10 @@ being checked, so that a mistyped option is answered at once.
 from __future__ import annotations
 
 from msgrpo_lab.config.command_line import check_command_line
-from msgrpo_lab.config.mistakes import ConfigError
 from msgrpo_lab.config.paths import conf_dir, project_root
 from msgrpo_lab.config.schemas import PathsConfig, RolloutConfig, SamplingConfig, UpdateConfig, register
 from msgrpo_lab.config.validation import validate
+from msgrpo_lab.messages import ConfigError
 
 __all__ = [
     "ConfigError",

@@ -21,11 +21,11 @@ from omegaconf import DictConfig, open_dict
 
 from msgrpo_lab.config.components import check_component
 from msgrpo_lab.config.composing import Composer
-from msgrpo_lab.config.mistakes import ConfigError, Mistake, one_line
 from msgrpo_lab.config.overrides import check_hydra
 from msgrpo_lab.config.paths import conf_dir
 from msgrpo_lab.config.tree import components, plain
 from msgrpo_lab.config.validation import LIGHT_GROUPS, validate
+from msgrpo_lab.messages import ConfigError, Mistake, one_line
 
 VERSION_BASE = "1.3"
 EXIT_CODE = 2

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, one_line, show
 from msgrpo_lab.config.value_types import annotations_of, describe, fits
+from msgrpo_lab.messages import Mistake, closest_first, did_you_mean, one_line, show
 
 RESERVED = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 """Keys that speak to Hydra and are no parameters."""

@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from msgrpo_lab.config.hydra_errors import Vocabulary, explain, explain_syntax
-from msgrpo_lab.config.mistakes import ConfigError
 from msgrpo_lab.config.overrides import LATER_KEYS, check_overrides
+from msgrpo_lab.messages import ConfigError
 
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError)
 

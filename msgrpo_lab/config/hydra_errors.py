@@ -11,9 +11,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException, OverrideParseException
 from yaml import YAMLError
 
-from msgrpo_lab.config.mistakes import closest_first, did_you_mean, one_line, show
 from msgrpo_lab.config.schemas import expected_at
 from msgrpo_lab.config.value_types import describe
+from msgrpo_lab.messages import closest_first, did_you_mean, one_line, show
 
 _MISSING = re.compile(r"Could not (?:find|load) '([^']+)'")
 _NAMED_IN = re.compile(r"^In '([^']+)'")

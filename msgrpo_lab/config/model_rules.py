@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean
 from msgrpo_lab.config.tree import section, whole
+from msgrpo_lab.messages import Mistake, closest_first, did_you_mean
 
 if TYPE_CHECKING:
     from msgrpo_lab.lap.prompt import PromptBuilder

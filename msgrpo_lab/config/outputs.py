@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from msgrpo_lab.config.mistakes import Mistake
 from msgrpo_lab.config.paths import why_unwritable
+from msgrpo_lab.messages import Mistake
 
 
 def file_mistakes(key: str, text: str, remedy: str) -> Iterator[Mistake]:

@@ -9,8 +9,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, one_line
 from msgrpo_lab.config.paths import why_unwritable
+from msgrpo_lab.messages import Mistake, closest_first, did_you_mean, one_line
 
 LATER_KEYS = frozenset({"ckpt_path", "resume"})
 """Keys that the main job reads and a configuration need not hold, so that they may be added with +."""

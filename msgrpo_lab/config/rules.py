@@ -8,13 +8,12 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, show
 from msgrpo_lab.config.paths import why_unwritable
 from msgrpo_lab.config.schemas import EXAMPLES, SECTIONS, VALUES
 from msgrpo_lab.config.trainer_rules import check_trainer
 from msgrpo_lab.config.tree import section, whole
 from msgrpo_lab.config.value_types import UNRESOLVED, annotations_of, describe, fits
-from msgrpo_lab.redaction import HIDDEN, has_password, looks_secret
+from msgrpo_lab.messages import HIDDEN, Mistake, closest_first, did_you_mean, has_password, looks_secret, show
 
 OF_TRAINING = frozenset({"resume", "ckpt_path"})
 """Values that mean this only where something is trained (`update`); an evaluation has a `resume` of its own."""

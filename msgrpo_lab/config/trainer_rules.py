@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from msgrpo_lab.config.mistakes import Mistake, closest_first
 from msgrpo_lab.config.tree import whole
 from msgrpo_lab.config.value_types import UNRESOLVED
+from msgrpo_lab.messages import Mistake, closest_first
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 _STEPS_BY_HAND = "the module takes its optimiser steps itself"

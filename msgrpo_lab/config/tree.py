@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from msgrpo_lab.config.mistakes import Mistake, one_line
 from msgrpo_lab.config.value_types import UNRESOLVED, is_component
+from msgrpo_lab.messages import Mistake, one_line
 
 
 def plain(config: Container, mistakes: list[Mistake], path: str = "") -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from msgrpo_lab.config.mistakes import show
+from msgrpo_lab.messages import show
 
 
 class _Unresolved:

@@ -12,10 +12,10 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from msgrpo_lab.config import ConfigError
-from msgrpo_lab.config.mistakes import one_line
 from msgrpo_lab.evaluation.contender import Contender, Kind, Opened, Origin
 from msgrpo_lab.evaluation.store import digest_of
 from msgrpo_lab.evaluation.weights import folder_digest
+from msgrpo_lab.messages import one_line
 
 if TYPE_CHECKING:
     from msgrpo_lab.lap.policy import LanguagePolicy

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from msgrpo_lab.evaluation.play import Evaluation
 from msgrpo_lab.evaluation.rows import INTERVALS, POINTS
 from msgrpo_lab.evaluation.store import as_columns
-from msgrpo_lab.fidelity.files import written_whole
+from msgrpo_lab.files import written_whole
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED
 
 EPISODES, TABLE, SCORES, PAIRS = "episodes.parquet", "table.md", "scores.json", "pairs.json"

@@ -15,7 +15,7 @@ from yaml import YAMLError
 from msgrpo_lab.callbacks.store import check_reachable, database_path, mlflow_module
 from msgrpo_lab.evaluation.contender import Origin
 from msgrpo_lab.evaluation.training import check_training_config
-from msgrpo_lab.redaction import mask
+from msgrpo_lab.messages import mask
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from msgrpo_lab.config.paths import PACKAGE
 from msgrpo_lab.evaluation.episodes import Played
-from msgrpo_lab.fidelity.files import written_whole
+from msgrpo_lab.files import written_whole
 from msgrpo_lab.rollout.held_out import Outcomes
 
 VERSION = "msgrpo_lab.evaluation/1"

@@ -20,7 +20,7 @@ from msgrpo_lab.callbacks.tracked_run import finish_run, start_run
 from msgrpo_lab.callbacks.tracking import MLflowTracking, Status
 from msgrpo_lab.evaluation.contender import Contender
 from msgrpo_lab.evaluation.play import Evaluation, Result
-from msgrpo_lab.redaction import redact_text
+from msgrpo_lab.messages import redact_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgrpo_lab.lap.manifest import check_manifest
+from msgrpo_lab.files import check_manifest
 
 if TYPE_CHECKING:
     from msgrpo_lab.lap.policy import LanguagePolicy

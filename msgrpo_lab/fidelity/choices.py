@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from msgrpo_lab.config import ConfigError, conf_dir
 from msgrpo_lab.config.components import check_component
-from msgrpo_lab.config.mistakes import Mistake, closest_first, did_you_mean, one_line
+from msgrpo_lab.messages import Mistake, closest_first, did_you_mean, one_line
 
 ALL = "all"
 """Stands for every file of a folder."""

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from msgrpo_lab.config.paths import PACKAGE
-from msgrpo_lab.fidelity.files import written_whole
 from msgrpo_lab.fidelity.table import HEADINGS, Cell, Comparison
+from msgrpo_lab.files import written_whole
 
 STYLE = "paper.mplstyle"
 SHOWN = ("spearman", "sign_agreement", "sampled_cosine", "gradient_cosine")

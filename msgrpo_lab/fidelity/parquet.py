@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msgrpo_lab.fidelity.columns import SCHEMA, Columns
-from msgrpo_lab.fidelity.files import written_whole
+from msgrpo_lab.files import written_whole
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from msgrpo_lab.files import write_manifest
 from msgrpo_lab.lap.decoder import BlockDecoder
 from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, entropy, sampled_logprobs
 from msgrpo_lab.lap.library import LibraryDecoder, autocast
-from msgrpo_lab.lap.manifest import write_manifest
 from msgrpo_lab.lap.plan import ForwardPlan
 from msgrpo_lab.lap.precision import ProductSpeed
 from msgrpo_lab.lap.rows import Sharing, plan_forward

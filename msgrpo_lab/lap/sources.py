@@ -29,8 +29,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from msgrpo_lab.lap.manifest import NAME as MANIFEST
-from msgrpo_lab.lap.manifest import check_manifest, write_manifest
+from msgrpo_lab.files import NAME as MANIFEST
+from msgrpo_lab.files import check_manifest, write_manifest
 from msgrpo_lab.lap.words import word_tokenizer
 
 OFFLINE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.assemble import component
 from msgrpo_lab.config.command_line import Job
-from msgrpo_lab.config.mistakes import Mistake
 from msgrpo_lab.lap.build import OutlinedModel
+from msgrpo_lab.messages import Mistake
 from msgrpo_lab.planner.devices import GPUS, Device, cpu
 from msgrpo_lab.planner.hours import TURN_MS, Hours, hours
 from msgrpo_lab.planner.memory import Memory, estimate

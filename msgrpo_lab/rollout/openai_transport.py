@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from msgrpo_lab.config.mistakes import one_line
+from msgrpo_lab.messages import one_line
 from msgrpo_lab.rollout.openai_answer import Answer, read_answer
 from msgrpo_lab.rollout.openai_faults import Backoff, Fault, RemoteModelError, as_fault
 

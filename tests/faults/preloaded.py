@@ -8,7 +8,6 @@ import peft
 import torch
 import transformers
 
-import msgrpo_lab.fitting
 import msgrpo_lab.train
 
 __all__ = ["hydra", "lightning", "mlflow", "msgrpo_lab", "peft", "torch", "transformers"]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from msgrpo_lab.evaluation.weights import read_weights
+from msgrpo_lab.files import NAME, check_manifest
 from msgrpo_lab.lap.build import build_policy
-from msgrpo_lab.lap.manifest import NAME, check_manifest
 from msgrpo_lab.lap.sources import HubModel, LocalModel, ModelSourceError, RandomLlama
 
 TINY = RandomLlama(hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2)

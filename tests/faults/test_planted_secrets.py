@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from msgrpo_lab.config.mistakes import ConfigError
-from msgrpo_lab.redaction import HIDDEN, looks_secret, redact_mistake, redact_text
+from msgrpo_lab.messages import HIDDEN, ConfigError, looks_secret, redact_mistake, redact_text
 
 ROOT = Path(__file__).parents[2]
 PLANTED = {

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from msgrpo_lab import compare, evaluate, train
-from msgrpo_lab.oracle import __main__ as oracle
+from msgrpo_lab import difficulty as oracle
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 10.0

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.stats import (
+from msgrpo_lab.intervals import (
     iqm,
     mean_of_means,
     normalise,

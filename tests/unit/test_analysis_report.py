@@ -9,7 +9,7 @@ import pytest
 
 from analysis.cells import join, label_methods
 from analysis.report import duration, markdown_table, number, reference_values, render, with_interval, write_table
-from analysis.stats import NO_INTERVAL, Interval
+from msgrpo_lab.intervals import NO_INTERVAL, Interval
 
 
 def make_points(jobs, values):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.stats import (
+from msgrpo_lab.intervals import (
     NO_INTERVAL,
     iqm,
     mean_of_means,

@@ -19,7 +19,7 @@ from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.checkpoint.format import Snapshot, read_checkpoint
 from msgrpo_lab.checkpoint.locate import FOLDER, checkpoints, newest
 from msgrpo_lab.checkpoint.state import load_policy_weights, trainable
-from msgrpo_lab.fitting import with_precision_of
+from msgrpo_lab.train import with_precision_of
 
 EPOCHS = 4
 SMALLEST = ("rollout.num_groups=2", "rollout.group_size=2", "sampler.num_episodes=4", "env.horizon=3")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from msgrpo_lab.oracle import __main__ as command
+from msgrpo_lab import difficulty as command
 from msgrpo_lab.oracle.difficulty import bootstrap_mean, difficulty, map_rows
 from msgrpo_lab.oracle.frozen_lake import optimal_success, random_success
 from msgrpo_lab.seeding import generator, held_out_seeds

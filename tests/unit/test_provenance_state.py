@@ -12,7 +12,7 @@ import pytest
 
 from msgrpo_lab.callbacks import provenance
 from msgrpo_lab.callbacks.provenance import git_state, hardware, package_versions
-from msgrpo_lab.redaction import HIDDEN, has_password, redact, redact_mistake, redact_text
+from msgrpo_lab.messages import HIDDEN, has_password, redact, redact_mistake, redact_text
 
 PLANTED = "planted-value-91c3"
 

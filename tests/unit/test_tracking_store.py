@@ -13,7 +13,7 @@ import pytest
 
 from msgrpo_lab.callbacks import store
 from msgrpo_lab.callbacks.store import check_form, check_reachable, database_path, prepare_store
-from msgrpo_lab.redaction import mask
+from msgrpo_lab.messages import mask
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,14 +1,64 @@
-"""Checksums beside saved weights: a folder that is not as it was written is refused, and the file named.
-
-They tell damage, not forgery: whoever can write to the folder can write another manifest.
-"""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A stream to write a file with: beside its place first, on the disk for good, and then renamed into it.
+
+    Raises:
+        OSError: it cannot be written. After any exception, what stood there still does, and nothing is left beside it.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # temporary files are made private
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Puts a whole file in place of whatever was at `path`, or leaves that alone.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        temporary.write_bytes(data)
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's contents, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
 
 NAME = "manifest.json"
 FORMAT = 1
