@@ -42,11 +42,10 @@ from lightning.pytorch.loggers import Logger
 
 from msgrpo_lab import __version__
 from msgrpo_lab.assemble import Lab, component
-from msgrpo_lab.callbacks.adapter import AdapterKeeper
-from msgrpo_lab.callbacks.checkpoints import CheckpointKeeper, Resumption, best_of
-from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption, best_of
+from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
+from msgrpo_lab.callbacks.progress import StopCheck
 from msgrpo_lab.callbacks.run_logger import RunLogger
-from msgrpo_lab.callbacks.stop import StopCheck
 from msgrpo_lab.checkpoint.format import Snapshot
 from msgrpo_lab.checkpoint.state import load_trainable
 from msgrpo_lab.resume import Beginning

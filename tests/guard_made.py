@@ -9,9 +9,8 @@ import lightning as L
 from lab_made import Memory, fit, small_lab
 
 from msgrpo_lab.assemble import Lab
-from msgrpo_lab.callbacks.adapter import AdapterKeeper
-from msgrpo_lab.callbacks.checkpoints import CheckpointKeeper, Resumption
-from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption
+from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.callbacks.watchdogs import Watchdogs
 from msgrpo_lab.checkpoint.format import Snapshot
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from msgrpo_lab.callbacks.thresholds import Threshold
+from msgrpo_lab.callbacks.watchdogs import Threshold
 
 log = logging.getLogger(__name__)
 

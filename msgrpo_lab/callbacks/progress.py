@@ -1,6 +1,7 @@
 """Progress on a terminal: one bar for updates, one for the rollout in flight. Elsewhere a plain line now and then."""
 
 # ruff: noqa: ARG002  (Lightning fixes the signatures)
+
 from __future__ import annotations
 
 import logging
@@ -10,6 +11,9 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from msgrpo_lab.checkpoint.state import data_of
+from msgrpo_lab.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
@@ -131,3 +135,28 @@ def _observers(trainer: L.Trainer) -> list[Any]:
 def _total(trainer: L.Trainer) -> int | None:
     epochs = trainer.max_epochs
     return epochs if epochs is not None and epochs > 0 else None
+
+
+class StopCheck(L.Callback):
+    """Ends the run at the next turn, batch or epoch after a signal.
+
+    Args:
+        stopping: what heard the signal.
+    """
+
+    def __init__(self, stopping: Stopping) -> None:
+        self.stopping = stopping
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listens to the rollouts, which take longest."""
+        data_of(trainer).observers.append(self)
+
+    def on_turn(self, turn: int, horizon: int, live: int) -> None:
+        """Between two turns of a rollout."""
+        self.stopping.check()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Between two optimiser steps."""
+        self.stopping.check()

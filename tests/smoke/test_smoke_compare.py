@@ -18,8 +18,7 @@ from lab_made import SMALL, fit, small_lab
 from omegaconf import OmegaConf
 
 from msgrpo_lab import compare as command
-from msgrpo_lab.callbacks.fidelity import FidelityMeter
-from msgrpo_lab.callbacks.rollouts import RolloutKeeper
+from msgrpo_lab.callbacks.rollout_watchers import FidelityMeter, RolloutKeeper
 from msgrpo_lab.fidelity.choices import options_of
 from msgrpo_lab.fidelity.parquet import META
 from msgrpo_lab.fidelity.rollouts import load_rollout

@@ -9,7 +9,7 @@ import pytest
 from lab_made import SMALL, SMALL_RUN, composed, fit, small_lab, training_presets
 
 from msgrpo_lab.assemble import component
-from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.config import check_command_line, conf_dir
 
 FREE = ("rollout.sampling.constrain=false", "rollout.sampling.max_new_tokens=6")

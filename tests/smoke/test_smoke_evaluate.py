@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from msgrpo_lab import evaluate as command
 from msgrpo_lab.assemble import Lab
-from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.checkpoint.format import Snapshot, write_checkpoint
 from msgrpo_lab.checkpoint.state import trainable
 

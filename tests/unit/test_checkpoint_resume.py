@@ -11,9 +11,8 @@ import torch
 from lab_made import Memory, composed, fit, small_lab
 
 from msgrpo_lab.assemble import Lab
-from msgrpo_lab.callbacks.adapter import AdapterKeeper
-from msgrpo_lab.callbacks.checkpoints import CheckpointKeeper, Resumption
-from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption
+from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.callbacks.watchdogs import Watchdogs
 from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.checkpoint.format import Snapshot, read_checkpoint

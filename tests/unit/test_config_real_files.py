@@ -13,9 +13,8 @@ from lab_made import evaluation_presets, training_presets
 from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks.advice import FirstRolloutAdvice
-from msgrpo_lab.callbacks.fidelity import FidelityMeter
 from msgrpo_lab.callbacks.progress import RichTwoBars
-from msgrpo_lab.callbacks.rollouts import RolloutKeeper
+from msgrpo_lab.callbacks.rollout_watchers import FidelityMeter, RolloutKeeper
 from msgrpo_lab.callbacks.watchdogs import Watchdogs
 from msgrpo_lab.config import PathsConfig, RolloutConfig, SamplingConfig, UpdateConfig, check_command_line, conf_dir
 from msgrpo_lab.config import paths as config_paths

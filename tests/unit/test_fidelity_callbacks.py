@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from lab_made import fit, small_lab
 
-from msgrpo_lab.callbacks.fidelity import FidelityMeter
-from msgrpo_lab.callbacks.rollouts import RolloutKeeper
+from msgrpo_lab.callbacks.rollout_watchers import FidelityMeter, RolloutKeeper
 from msgrpo_lab.credit.episode_return import EpisodeReturn
 from msgrpo_lab.fidelity.estimate import resample_groups
 from msgrpo_lab.fidelity.meter import CREDIT_SCORES, DRAWN_SCORES, measure, yardstick_of

@@ -12,7 +12,7 @@ import pytest
 from lab_made import fit, rollout, small_lab, turn
 
 from msgrpo_lab.assemble import Lab
-from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.oracle.reference import Score
 from msgrpo_lab.rollout.held_out import Outcomes, mean_interval, wilson_interval
 from msgrpo_lab.seeding import held_out_seeds

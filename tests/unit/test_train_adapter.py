@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from msgrpo_lab.assemble import Lab
-from msgrpo_lab.callbacks.adapter import AdapterKeeper
-from msgrpo_lab.callbacks.held_out import HeldOutEvaluation
+from msgrpo_lab.callbacks.checkpoints import AdapterKeeper
+from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.lap.sources import RandomLlama
 
 TOKENS = torch.tensor([[7, 30, 41, 9]])
