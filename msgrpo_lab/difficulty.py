@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.config import ConfigError, check_command_line, conf_dir
 from msgrpo_lab.config.command_line import EXIT_CODE
-from msgrpo_lab.config.outputs import file_mistakes
-from msgrpo_lab.config.value_types import Range, describe, fits
+from msgrpo_lab.config.components import Range, describe, fits
+from msgrpo_lab.config.paths import file_mistakes
 from msgrpo_lab.messages import Mistake, closest_first, did_you_mean
 from msgrpo_lab.oracle.difficulty import Difficulty, difficulty
 from msgrpo_lab.seeding import generator

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.commands import digest, remembered
-from msgrpo_lab.config.jobs import CommandLine, command_line
+from msgrpo_lab.config.command_line import CommandLine, command_line
 from msgrpo_lab.config.rules import TRACKED
 from msgrpo_lab.messages import one_line
 from msgrpo_lab.run_folder import RunFolderError, is_held
@@ -94,7 +94,7 @@ def jobs_of(argv: Sequence[str], config_name: str) -> list[Job]:
 
 
 def _job(line: CommandLine, number: int, overrides: Sequence[str]) -> Job:
-    from msgrpo_lab.callbacks.tracked_run import resolved
+    from msgrpo_lab.config.components import resolved
 
     config = line.compose(overrides)
     with open_dict(config):

@@ -16,8 +16,8 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 from msgrpo_lab.config import ConfigError
 from msgrpo_lab.config.command_line import EXIT_CODE, sound_jobs
-from msgrpo_lab.config.outputs import file_mistakes
-from msgrpo_lab.config.value_types import Range, describe, fits
+from msgrpo_lab.config.components import Range, describe, fits
+from msgrpo_lab.config.paths import file_mistakes
 from msgrpo_lab.messages import Mistake, one_line
 
 USAGE = """\

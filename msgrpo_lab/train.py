@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from msgrpo_lab.checkpoint.errors import CheckpointError
 from msgrpo_lab.commands import remember_run
 from msgrpo_lab.config import check_command_line, conf_dir
-from msgrpo_lab.config.jobs import runs_jobs
+from msgrpo_lab.config.command_line import runs_jobs
 from msgrpo_lab.jobs import DRY_RUN, print_plan, with_folder
 from msgrpo_lab.messages import one_line
 from msgrpo_lab.run_folder import RunFolderError, RunRecord, RunStatus, held, note_failure
@@ -72,7 +72,7 @@ def train(config: DictConfig) -> float:
         CannotStart: the model, the store, the folder or the checkpoint cannot be used.
         Stopped: a signal ended it.
     """
-    from msgrpo_lab.callbacks.tracked_run import resolved
+    from msgrpo_lab.config.components import resolved
     from msgrpo_lab.resume import beginning
 
     folder = Path(HydraConfig.get().runtime.output_dir)

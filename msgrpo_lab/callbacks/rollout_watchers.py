@@ -15,9 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from msgrpo_lab.callbacks.run_logger import RunLogger
 from msgrpo_lab.callbacks.tracked_run import TAGGED_GROUPS
+from msgrpo_lab.config.choices import configured
 from msgrpo_lab.credit.base import CreditAssigner
 from msgrpo_lab.data import RolloutDataModule
-from msgrpo_lab.fidelity.choices import configured
 from msgrpo_lab.fidelity.estimate import resample_groups
 from msgrpo_lab.fidelity.meter import draw_repeatedly, measure, yardstick_of
 from msgrpo_lab.fidelity.parameters import ParameterSpace

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from msgrpo_lab.callbacks import provenance
 from msgrpo_lab.callbacks.entries import End, Entry, Tag
 from msgrpo_lab.callbacks.store import mlflow_module, reason_of, store_errors
+from msgrpo_lab.config.components import resolved
 from msgrpo_lab.config.paths import code_checkout
-from msgrpo_lab.messages import redact, redact_text
+from msgrpo_lab.messages import redact_text
 
 log = logging.getLogger(__name__)
 
@@ -126,13 +127,6 @@ def _log_origin(cfg: DictConfig) -> None:
     mlflow.log_dict(provenance.hardware(), "provenance/hardware.json")
     # Last: it says that all of this is there.
     mlflow.set_tag(COMMIT_TAG, git.commit or "none")
-
-
-def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """`cfg` as plain values without Hydra's own node, interpolations resolved and secrets hidden."""
-    tree = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(tree, dict)
-    return {str(key): value for key, value in redact(tree).items() if key != "hydra"}
 
 
 def flatten(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

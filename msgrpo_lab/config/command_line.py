@@ -6,24 +6,25 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from msgrpo_lab.config.components import check_component
-from msgrpo_lab.config.composing import Composer
-from msgrpo_lab.config.overrides import check_hydra
+from msgrpo_lab.config.components import check_component, components, plain
+from msgrpo_lab.config.composing import Composer, check_hydra
 from msgrpo_lab.config.paths import conf_dir
-from msgrpo_lab.config.tree import components, plain
 from msgrpo_lab.config.validation import LIGHT_GROUPS, validate
 from msgrpo_lab.messages import ConfigError, Mistake, one_line
 
@@ -195,3 +196,57 @@ def _added_folder(folder: str | None) -> list[str]:
     if not Path(folder).is_dir():
         raise ConfigError([f"--config-dir={folder}: there is no such folder; give one that holds YAML files"])
     return [f"hydra.searchpath=['file://{Path(folder).resolve()}']"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandLine:
+    """Arguments that `check_command_line` has let through."""
+
+    config_name: str
+    overrides: tuple[str, ...]
+    base: DictConfig
+    """What is composed without the keys that are swept over, Hydra's own node included."""
+    sweeping: bool
+    added: tuple[str, ...]
+    """`--config-dir` as an override."""
+
+    def jobs(self) -> list[list[str]]:
+        """The overrides of every job in the order of their numbers. Of another sweeper than Hydra's, none is known."""
+        if not self.sweeping:
+            return [list(self.overrides)]
+        sweeper = self.base.hydra.sweeper
+        if not str(sweeper.get("_target_", "")).endswith(BasicSweeper.__name__):
+            return []
+        params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+        parsed = OverridesParser.create().parse_overrides([*params, *self.overrides])
+        return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """A job's configuration, Hydra's own node included; inside `command_line` only."""
+        return compose(self.config_name, [*overrides, *self.added], return_hydra_config=True)
+
+
+def runs_jobs(argv: Sequence[str]) -> bool:
+    """Whether arguments ask for jobs to be run, and not for help, a configuration or other information."""
+    arguments = get_args_parser().parse_args(list(argv))
+    asked = (arguments.help, arguments.hydra_help, arguments.shell_completion, arguments.cfg, arguments.info)
+    return not any(asked)
+
+
+@contextmanager
+def command_line(argv: Sequence[str], config_name: str) -> Iterator[CommandLine]:
+    """The arguments after the program's name, taken apart."""
+    arguments = get_args_parser().parse_args(list(argv))
+    added = (f"hydra.searchpath=['file://{arguments.config_dir}']",) if arguments.config_dir is not None else ()
+    with initialize_config_dir(config_dir=str(conf_dir().resolve()), version_base="1.3", job_name="train"):
+        parsed = OverridesParser.create().parse_overrides(list(arguments.overrides))
+        steady = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+        name = arguments.config_name or config_name
+        base = compose(name, [*steady, *added], return_hydra_config=True)
+        yield CommandLine(
+            config_name=name,
+            overrides=tuple(arguments.overrides),
+            base=base,
+            sweeping=bool(arguments.multirun or base.hydra.mode == RunMode.MULTIRUN),
+            added=added,
+        )

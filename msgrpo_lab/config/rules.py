@@ -2,18 +2,126 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from msgrpo_lab.config.components import UNRESOLVED, annotations_of, describe, fits, section, whole
 from msgrpo_lab.config.paths import why_unwritable
 from msgrpo_lab.config.schemas import EXAMPLES, SECTIONS, VALUES
-from msgrpo_lab.config.trainer_rules import check_trainer
-from msgrpo_lab.config.tree import section, whole
-from msgrpo_lab.config.value_types import UNRESOLVED, annotations_of, describe, fits
 from msgrpo_lab.messages import HIDDEN, Mistake, closest_first, did_you_mean, has_password, looks_secret, show
+
+if TYPE_CHECKING:
+    from msgrpo_lab.lap.prompt import PromptBuilder
+    from msgrpo_lab.lap.sources import Outline
+    from msgrpo_lab.tsmg.base import TextGame
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+_STEPS_BY_HAND = "the module takes its optimiser steps itself"
+FIXED: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
+    "accumulate_grad_batches": ((1,), _STEPS_BY_HAND, "set update.minibatches or update.token_budget"),
+    "gradient_clip_val": ((None,), _STEPS_BY_HAND, "set update.max_grad_norm"),
+    "gradient_clip_algorithm": ((None,), _STEPS_BY_HAND, "set update.max_grad_norm"),
+    "precision": ((None, 32, "32", "32-true"), "the model's own precision is used", "set model.precision"),
+    "max_steps": ((None, -1), "a run is as long as trainer.max_epochs", "set trainer.max_epochs"),
+    "min_steps": ((None,), "a run is as long as trainer.max_epochs", "leave it out"),
+    "min_epochs": ((None,), "a run is as long as trainer.max_epochs", "leave it out"),
+    "fast_dev_run": ((None, False, 0), "would leave the rollouts' updates out", "use debug=fast or debug=one_update"),
+    "overfit_batches": ((None, 0, 0.0), "there is no data set to repeat", "leave it out"),
+    "limit_train_batches": ((None, 1.0), "would leave a rollout's updates out", "set update.minibatches"),
+    "reload_dataloaders_every_n_epochs": ((0,), "a rollout is collected every epoch anyway", "leave it out"),
+    "barebones": ((False,), "would leave metrics and callbacks out", "leave it out"),
+    "enable_checkpointing": ((None, False), "Lightning's checkpoints hold pickled objects", "set it to false"),
+    "profiler": ((None,), "a trace is made in another way", "use debug=profiler"),
+    "plugins": ((None,), "none is known to leave the results as they are", "leave it out"),
+    "detect_anomaly": ((None, True, False), "must be true or false", "set trainer.detect_anomaly=false"),
+    "deterministic": ((None, True, "warn"), "a seed must give the same bits again", "set trainer.deterministic=true"),
+    "max_time": ((None,), "a run is as long as trainer.max_epochs", "set trainer.max_epochs"),
+}
+"""Arguments of `lightning.Trainer` that have one right value here (or few): those, why, and what to do instead."""
+GIVEN: Mapping[str, str] = {"logger": "; choose logger=…", "callbacks": "; add +callbacks.<name>._target_=…"}
+"""Arguments that the job passes to the trainer, and what to set instead."""
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Mistakes in the section `trainer`: what this machine has not, and what the lab does in its own way."""
+    accelerator = trainer.get("accelerator", "auto")
+    if accelerator not in (*ACCELERATORS, UNRESOLVED):
+        options = ", ".join(closest_first(str(accelerator), ACCELERATORS))
+        yield Mistake(
+            "trainer.accelerator", accelerator, "Lightning has no such accelerator", f"give one of: {options}"
+        )
+    if accelerator in ("gpu", "cuda") and not _gpu_is_there(accelerator):
+        yield Mistake(
+            "trainer.accelerator", accelerator, "this machine has none that torch can use", "give auto or cpu"
+        )
+    epochs = trainer.get("max_epochs", 1)
+    if epochs is not UNRESOLVED and (whole(epochs) is None or epochs < 1):
+        problem = "must be a whole number at least 1 (an epoch is one rollout and its updates)"
+        yield Mistake("trainer.max_epochs", epochs, problem, "give for example trainer.max_epochs=30")
+    yield from _check_processes(trainer)
+    yield from _check_fixed(trainer)
+
+
+def _gpu_is_there(accelerator: str) -> bool:
+    import torch
+
+    return torch.cuda.is_available() or (accelerator == "gpu" and torch.backends.mps.is_available())
+
+
+def _check_processes(trainer: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Several devices or processes: each would play and learn the very same episodes, and track a run of its own."""
+    problem = "training over several devices is not built: each would play and learn the very same episodes"
+    remedy = "; runs side by side are a sweep with launcher=joblib"
+    strategy, nodes = trainer.get("strategy", "auto"), whole(trainer.get("num_nodes"))
+    count = _device_count(trainer)
+    if isinstance(strategy, str) and strategy.startswith(("ddp", "fsdp", "deepspeed")):
+        yield Mistake("trainer.strategy", strategy, problem, f"give auto{remedy}")
+    elif strategy not in ("auto", "single_device", UNRESOLVED):
+        yield Mistake("trainer.strategy", strategy, "one job runs on one device", "give auto")
+    elif count > 1:
+        yield Mistake("trainer.devices", trainer.get("devices", "auto"), problem, f"set trainer.devices=1{remedy}")
+    elif count < 1:
+        problem = "there is nothing to train on"
+        yield Mistake("trainer.devices", trainer.get("devices"), problem, "set trainer.devices=1")
+    if nodes is not None and nodes > 1:
+        yield Mistake("trainer.num_nodes", nodes, problem, f"leave it out{remedy}")
+
+
+def _device_count(trainer: Mapping[str, Any]) -> int:
+    """Devices a job would use; `auto` and -1 are all there are of an accelerator, and one CPU. 0 for no such number."""
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    if devices in ("auto", "-1", -1):
+        if trainer.get("accelerator", "auto") not in ("auto", "gpu", "cuda"):
+            return 1
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    return int(devices) if whole(devices) is not None or (isinstance(devices, str) and devices.isdecimal()) else 0
+
+
+def _check_fixed(trainer: Mapping[str, Any]) -> Iterator[Mistake]:
+    for key, (allowed, problem, remedy) in FIXED.items():
+        value = trainer.get(key, UNRESOLVED)
+        if value is not UNRESOLVED and not any(type(value) is type(one) and value == one for one in allowed):
+            yield Mistake(f"trainer.{key}", value, problem, remedy)
+    for key in GIVEN:
+        if key in trainer:
+            yield Mistake(f"trainer.{key}", trainer[key], "the job gives this itself", f"leave it out{GIVEN[key]}")
+    every = whole(trainer.get("log_every_n_steps", 1))
+    if every is not None and every < 1:
+        problem = "must be at least 1, or nothing would be logged"
+        yield Mistake("trainer.log_every_n_steps", every, problem, "give for example trainer.log_every_n_steps=1")
+
 
 OF_TRAINING = frozenset({"resume", "ckpt_path"})
 """Values that mean this only where something is trained (`update`); an evaluation has a `resume` of its own."""
@@ -169,3 +277,144 @@ def _check_files(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     if checkpoint is not None and tree.get("resume") is not None:
         remedy = "leave one of the two out"
         yield Mistake("resume", tree["resume"], "ckpt_path already names what to go on from", remedy)
+
+
+ALL_LINEAR = "all-linear"
+SEEN = 16
+"""Initial states whose prompts are measured; a board's prompts differ by a few tokens."""
+
+
+def check_model(tree: Mapping[str, Any]) -> tuple[Mistake, ...]:
+    """Mistakes that only the model's own configuration and tokenizer show. Reads no weights and asks no network.
+
+    Args:
+        tree: resolved values of a training configuration whose model, prompt, env and sections are sound by themselves.
+    """
+    model = dict(tree["model"])
+    if isinstance(model.get("source"), Mapping):
+        model["source"] = {key: value for key, value in model["source"].items() if key != "init_seed"}
+    looked_at = {
+        "model": {key: value for key, value in model.items() if key != "seed"},
+        **{key: tree[key] for key in ("prompt", "env", "rollout", "update")},
+    }
+    return _mistakes(json.dumps(looked_at, sort_keys=True, default=str))
+
+
+@functools.cache
+def _mistakes(looked_at: str) -> tuple[Mistake, ...]:
+    """Of plain values as JSON: the jobs of a sweep are mostly alike."""
+    from hydra.utils import instantiate
+
+    from msgrpo_lab.lap.prompt import PromptBuilder
+    from msgrpo_lab.lap.sources import LocalModel, ModelSourceError
+
+    tree = json.loads(looked_at)
+    model = tree["model"]
+    source = instantiate(model["source"]) if model.get("path") is None else LocalModel(path=model["path"])
+    try:
+        outline = source.outline()
+    except (ModelSourceError, OSError):
+        return ()  # it is told when the model is loaded, which may fetch it first
+    mistakes = [] if model.get("lora_rank") is None else list(_check_adapter(model, outline))
+    if outline.tokenizer is not None and getattr(outline.tokenizer, "chat_template", None):
+        prompt = PromptBuilder(instantiate(tree["prompt"], _convert_="all"), outline.tokenizer)
+        game = instantiate(tree["env"], _convert_="all")
+        mistakes += _check_lengths(tree, outline, prompt, game)
+        mistakes += _check_examples(prompt, game)
+    mistakes += _check_top_k(tree, outline)
+    return tuple(mistakes)
+
+
+def _check_top_k(tree: Mapping[str, Any], outline: Outline) -> Iterator[Mistake]:
+    top_k = whole(section(section(tree, "rollout"), "sampling").get("top_k"))
+    size = getattr(outline.config.get_text_config(), "vocab_size", None)
+    if top_k is not None and size is not None and top_k > size:
+        problem = f"the model's vocabulary has only {size} tokens"
+        yield Mistake("rollout.sampling.top_k", top_k, problem, "give for example 3, or null to keep all")
+
+
+def _check_examples(prompt: PromptBuilder, game: TextGame) -> Iterator[Mistake]:
+    """Worked examples teach the form of an answer: one that the prompt's own parser cannot read teaches a wrong one."""
+    for number, (_, answer) in enumerate(prompt.template.examples):
+        parsed = prompt.parse(answer, game.legal_actions)
+        if parsed.action is None:
+            problem = f"the prompt's parser reads no action in it ({parsed.error})"
+            remedy = f"write an answer as the model is to write it, with one of: {', '.join(game.legal_actions)}"
+            yield Mistake(f"prompt.examples[{number}]", answer, problem, remedy)
+
+
+def _check_adapter(model: Mapping[str, Any], outline: Outline) -> Iterator[Mistake]:
+    rank, width = model["lora_rank"], getattr(outline.config, "hidden_size", None)
+    if width is not None and rank > width:
+        problem = f"the model's matrices are only {width} wide, so that the adapter would be larger than they are"
+        yield Mistake("model.lora_rank", rank, problem, "give for example model.lora_rank=16")
+    targets = model.get("lora_targets", ALL_LINEAR)
+    if targets == ALL_LINEAR:
+        return
+    names = linear_layers(outline)
+    kinds = sorted({name.rpartition(".")[2] for name in names})
+    remedy = f"give {ALL_LINEAR}, or a list of: {', '.join(kinds)}"
+    if isinstance(targets, str):
+        if not _matches(targets, names):
+            problem = "a text is a pattern for the whole name of a layer, and none is called so"
+            hint = f"[{targets}] for layers of that name, or " if targets in kinds else ""
+            yield Mistake("model.lora_targets", targets, problem, f"give {hint}{remedy.removeprefix('give ')}")
+        return
+    if not targets:
+        yield Mistake("model.lora_targets", targets, "no layer is named", remedy)
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            closest = (
+                f"{did_you_mean(target, kinds)}give {ALL_LINEAR}, or of: {', '.join(closest_first(target, kinds))}"
+            )
+            yield Mistake("model.lora_targets", targets, f"the model has no layer {target!r} to adapt", closest)
+
+
+def linear_layers(outline: Outline) -> list[str]:
+    """Names of the layers that can be adapted: the linear ones but the output projection, whose rows are read as they
+    are."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    make: Any = AutoModelForCausalLM  # its methods carry no types
+    with torch.device("meta"):
+        model = make.from_config(outline.config)
+    head = model.get_output_embeddings()
+    return [n for n, part in model.named_modules() if isinstance(part, torch.nn.Linear) and part is not head]
+
+
+def _matches(pattern: str, names: Sequence[str]) -> bool:
+    try:
+        return any(re.fullmatch(pattern, name) for name in names)
+    except re.error:
+        return False
+
+
+def _check_lengths(
+    tree: Mapping[str, Any], outline: Outline, prompt: PromptBuilder, game: TextGame
+) -> Iterator[Mistake]:
+    """A row must fit into a forward pass and into the model, and a legal word into a completion."""
+    sampling = section(section(tree, "rollout"), "sampling")
+    tokens = whole(sampling.get("max_new_tokens"))
+    budget = whole(section(tree, "update").get("token_budget"))
+    if tokens is None or budget is None:
+        return
+    observations = [game.reset(seed=seed)[0] for seed in range(SEEN)]
+    longest = max(len(prompt.render(game.rules, text, game.legal_actions)) for text in observations)
+    answer = tokens
+    if sampling.get("constrain") is True:
+        words = dict(zip(game.legal_actions, map(len, prompt.choices(game.legal_actions)), strict=True))
+        word = max(words, key=lambda name: words[name])
+        answer = words[word]
+        if tokens < answer:
+            problem = f"the legal word {word} has {answer} tokens"
+            remedy = f"give at least {answer}"
+            yield Mistake("rollout.sampling.max_new_tokens", tokens, problem, remedy)
+    row = longest + answer
+    if budget < row:
+        problem = f"the longest row has {row} tokens ({longest} of the prompt, {answer} of the answer)"
+        yield Mistake("update.token_budget", budget, problem, f"give at least {row}; 4096 is usual")
+    context = getattr(outline.config, "max_position_embeddings", None)
+    if context is not None and row > context:
+        problem = f"with a prompt of {longest} tokens that is more than the {context} that the model can read"
+        yield Mistake("rollout.sampling.max_new_tokens", tokens, problem, f"give at most {max(1, context - longest)}")

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from msgrpo_lab.config.components import Range
 from msgrpo_lab.config.paths import project_root
-from msgrpo_lab.config.value_types import Range
 
 SCHEMA_NAME = "train_schema"
 

@@ -8,11 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from msgrpo_lab.config.components import check_component, locate, parameters_of
-from msgrpo_lab.config.model_rules import check_model
-from msgrpo_lab.config.rules import check_across, check_secrets, check_sections
-from msgrpo_lab.config.tree import components, plain
-from msgrpo_lab.config.value_types import UNRESOLVED
+from msgrpo_lab.config.components import UNRESOLVED, check_component, components, locate, parameters_of, plain
+from msgrpo_lab.config.rules import check_across, check_model, check_secrets, check_sections
 from msgrpo_lab.messages import ConfigError, Mistake, one_line, show
 
 LIGHT_GROUPS = (

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from msgrpo_lab.config import conf_dir
+from msgrpo_lab.config.choices import Found, options_of
 from msgrpo_lab.evaluation.checkpoints import read_checkpoint
 from msgrpo_lab.evaluation.contender import Contender, Origin
 from msgrpo_lab.evaluation.models import ModelShelf, PolicySpec, language_contender
@@ -20,7 +21,6 @@ from msgrpo_lab.evaluation.remote import remote_contender
 from msgrpo_lab.evaluation.runs import RunSource, Which, origin_of
 from msgrpo_lab.evaluation.training import spec_of
 from msgrpo_lab.evaluation.weights import read_weights
-from msgrpo_lab.fidelity.choices import Found, options_of
 from msgrpo_lab.messages import Mistake, closest_first, did_you_mean, one_line
 
 if TYPE_CHECKING:

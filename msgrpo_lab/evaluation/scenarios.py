@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from msgrpo_lab.config import conf_dir
+from msgrpo_lab.config.choices import ALL, Found, made, no_such_option, options_of
 from msgrpo_lab.config.components import locate
-from msgrpo_lab.fidelity.choices import ALL, Found, made, no_such_option, options_of
 from msgrpo_lab.messages import Mistake
 from msgrpo_lab.tsmg.base import TextGame
 

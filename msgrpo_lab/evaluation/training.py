@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from msgrpo_lab.config.tree import components
+from msgrpo_lab.config.components import components
 from msgrpo_lab.evaluation.models import PolicySpec
 
 SECTIONS = frozenset({"env", "model", "prompt", "rollout", "evaluation"})

@@ -16,13 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from msgrpo_lab.config import components as trees
 from msgrpo_lab.config import conf_dir
-from msgrpo_lab.config import tree as trees
-from msgrpo_lab.config.outputs import folder_mistakes
+from msgrpo_lab.config.choices import Found, made, no_such_option, nodes_of
+from msgrpo_lab.config.components import Range, describe, fits
+from msgrpo_lab.config.paths import folder_mistakes
 from msgrpo_lab.config.rules import LARGEST_SEED
-from msgrpo_lab.config.value_types import Range, describe, fits
 from msgrpo_lab.credit.base import CreditAssigner
-from msgrpo_lab.fidelity.choices import Found, made, no_such_option, nodes_of
 from msgrpo_lab.fidelity.meter import Reduction
 from msgrpo_lab.messages import ConfigError, Mistake, closest_first, did_you_mean, one_line
 from msgrpo_lab.sampler.base import EpisodeSampler

@@ -16,9 +16,9 @@ from fidelity_made import Played, play
 
 from msgrpo_lab import compare as command
 from msgrpo_lab.config import ConfigError, conf_dir
+from msgrpo_lab.config.choices import options_of
 from msgrpo_lab.credit.episode_return import EpisodeReturn
 from msgrpo_lab.credit.exact import Exact
-from msgrpo_lab.fidelity.choices import options_of
 from msgrpo_lab.fidelity.figure import draw_comparison, paper_style, save_figure
 from msgrpo_lab.fidelity.meter import CREDIT_SCORES, DRAWN_SCORES
 from msgrpo_lab.fidelity.rollouts import GameSettings, save_rollout

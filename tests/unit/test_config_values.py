@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import pytest
 
-from msgrpo_lab.config.value_types import UNRESOLVED, Range, annotations_of, describe, fits
+from msgrpo_lab.config.components import UNRESOLVED, Range, annotations_of, describe, fits
 
 AT_LEAST_ONE = Annotated[int, Range(1)]
 SHARE = Annotated[float, Range(0, 1, above=True)]

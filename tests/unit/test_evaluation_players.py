@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from msgrpo_lab.config.choices import Found
 from msgrpo_lab.evaluation.players import PLAYERS, player_contender
 from msgrpo_lab.evaluation.scenarios import scenarios_of
-from msgrpo_lab.fidelity.choices import Found
 from msgrpo_lab.oracle.frozen_lake import hole_avoiding_success, optimal_success, random_success
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.rollout.held_out import Outcomes, play_held_out

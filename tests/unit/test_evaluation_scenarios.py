@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from msgrpo_lab.config.choices import Found, options_of
 from msgrpo_lab.evaluation.scenarios import Scenario, scenarios_of
-from msgrpo_lab.fidelity.choices import Found, options_of
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.tsmg.snake import Snake
 
