@@ -11,10 +11,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from msgrpo_lab.credit.base import ALWAYS, Normalise, check_between, check_normaliser
+from msgrpo_lab.credit.base import (
+    ALWAYS,
+    Normalise,
+    Weighting,
+    check_between,
+    check_normaliser,
+    check_weighting,
+    turns_of,
+)
 from msgrpo_lab.credit.episode_return import turn_credit
 from msgrpo_lab.credit.reward_to_go import turn_return_advantage
-from msgrpo_lab.credit.turns import Weighting, check_weighting, turns_of
 from msgrpo_lab.types import Credit, RolloutBatch
 
 

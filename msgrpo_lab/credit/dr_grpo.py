@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from msgrpo_lab.credit.base import ALWAYS, check_normaliser, rewards_of
+from msgrpo_lab.credit.base import ALWAYS, Weighting, check_normaliser, check_weighting, episode_weights, rewards_of
 from msgrpo_lab.credit.episode_return import episode_advantage, spread_over_turns
-from msgrpo_lab.credit.turns import Weighting, check_weighting, episode_weights
 from msgrpo_lab.types import Credit, RolloutBatch
 
 

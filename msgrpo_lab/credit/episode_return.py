@@ -7,8 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from msgrpo_lab.credit.base import ALWAYS, Normalise, Rewards, check_normaliser, relative_to_group, rewards_of
-from msgrpo_lab.credit.turns import Turns, Weighting, check_weighting, episode_weights, matrix_of
+from msgrpo_lab.credit.base import (
+    ALWAYS,
+    Normalise,
+    Rewards,
+    Turns,
+    Weighting,
+    check_normaliser,
+    check_weighting,
+    episode_weights,
+    matrix_of,
+    relative_to_group,
+    rewards_of,
+)
 from msgrpo_lab.types import Credit, RolloutBatch
 
 

@@ -12,9 +12,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float
 
-from msgrpo_lab.credit.base import ALWAYS, check_normaliser
+from msgrpo_lab.credit.base import ALWAYS, Turns, Weighting, check_normaliser, check_weighting, turn_weights, turns_of
 from msgrpo_lab.credit.episode_return import turn_credit
-from msgrpo_lab.credit.turns import Turns, Weighting, check_weighting, turn_weights, turns_of
 from msgrpo_lab.types import Credit, RolloutBatch
 
 

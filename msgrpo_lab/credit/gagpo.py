@@ -22,24 +22,22 @@ from jaxtyping import Float, Int
 from msgrpo_lab.credit.base import (
     ALWAYS,
     Normalise,
+    Weighting,
     check_between,
     check_choice,
     check_normaliser,
-    drop_rounding,
-    relative_to_group,
-)
-from msgrpo_lab.credit.episode_return import turn_credit
-from msgrpo_lab.credit.reward_to_go import reward_to_go, turn_returns
-from msgrpo_lab.credit.turns import (
-    Weighting,
     check_weighting,
+    drop_rounding,
     group_states_of,
     matrix_of,
     pairs_of,
+    relative_to_group,
     states_of,
     turn_weights,
     turns_of,
 )
+from msgrpo_lab.credit.episode_return import turn_credit
+from msgrpo_lab.credit.reward_to_go import reward_to_go, turn_returns
 from msgrpo_lab.types import Credit, RolloutBatch
 
 

@@ -19,13 +19,17 @@ from msgrpo_lab.credit.base import (
     ALWAYS,
     LARGEST,
     Normalise,
+    Weighting,
     check_between,
     check_normaliser,
+    check_weighting,
+    group_states_of,
     relative_to_group,
+    turn_weights,
+    turns_of,
 )
 from msgrpo_lab.credit.episode_return import episode_advantage, turn_credit
 from msgrpo_lab.credit.reward_to_go import turn_returns
-from msgrpo_lab.credit.turns import Weighting, check_weighting, group_states_of, turn_weights, turns_of
 from msgrpo_lab.types import Credit, RolloutBatch
 
 

@@ -27,18 +27,23 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from msgrpo_lab.credit.base import ALWAYS, LARGEST, Normalise, check_between, check_normaliser, relative_to_group
-from msgrpo_lab.credit.episode_return import episode_advantage, turn_credit
-from msgrpo_lab.credit.turns import (
+from msgrpo_lab.credit.base import (
+    ALWAYS,
+    LARGEST,
+    Normalise,
     Turns,
     Weighting,
+    check_between,
+    check_normaliser,
     check_weighting,
     group_states_of,
     last_turns,
     pairs_of,
+    relative_to_group,
     turn_weights,
     turns_of,
 )
+from msgrpo_lab.credit.episode_return import episode_advantage, turn_credit
 from msgrpo_lab.types import Credit, RolloutBatch
 
 

@@ -24,13 +24,19 @@ from msgrpo_lab.credit.base import (
     ALWAYS,
     LARGEST,
     Normalise,
+    Turns,
+    Weighting,
     centre_by_group,
     check_between,
     check_normaliser,
+    check_weighting,
+    group_states_of,
+    pairs_of,
+    turn_weights,
+    turns_of,
 )
 from msgrpo_lab.credit.episode_return import episode_advantage, turn_credit
 from msgrpo_lab.credit.reward_to_go import turn_returns
-from msgrpo_lab.credit.turns import Turns, Weighting, check_weighting, group_states_of, pairs_of, turn_weights, turns_of
 from msgrpo_lab.types import Credit, RolloutBatch
 
 

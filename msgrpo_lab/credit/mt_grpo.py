@@ -20,13 +20,19 @@ from msgrpo_lab.credit.base import (
     LARGEST,
     Normalise,
     Rewards,
+    Weighting,
     check_between,
     check_choice,
     check_normaliser,
+    check_weighting,
+    last_turns,
+    matrix_of,
+    pairs_of,
     relative_to_group,
+    turn_weights,
+    turns_of,
 )
 from msgrpo_lab.credit.episode_return import episode_advantage, turn_credit
-from msgrpo_lab.credit.turns import Weighting, check_weighting, last_turns, matrix_of, pairs_of, turn_weights, turns_of
 from msgrpo_lab.types import Credit, RolloutBatch
 
 

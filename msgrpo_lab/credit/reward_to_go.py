@@ -20,9 +20,20 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from msgrpo_lab.credit.base import ALWAYS, centre_by_group, check_between, check_choice, check_normaliser
+from msgrpo_lab.credit.base import (
+    ALWAYS,
+    Turns,
+    Weighting,
+    centre_by_group,
+    check_between,
+    check_choice,
+    check_normaliser,
+    check_weighting,
+    pairs_of,
+    turn_weights,
+    turns_of,
+)
 from msgrpo_lab.credit.episode_return import turn_credit
-from msgrpo_lab.credit.turns import Turns, Weighting, check_weighting, pairs_of, turn_weights, turns_of
 from msgrpo_lab.types import Credit, RolloutBatch
 
 Baseline = Literal["group", "turn", "batch"]

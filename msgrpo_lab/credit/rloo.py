@@ -11,9 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from msgrpo_lab.credit.base import ALWAYS, Rewards, check_normaliser, rewards_of
+from msgrpo_lab.credit.base import (
+    ALWAYS,
+    Rewards,
+    Weighting,
+    check_normaliser,
+    check_weighting,
+    episode_weights,
+    rewards_of,
+)
 from msgrpo_lab.credit.episode_return import episode_advantage, spread_over_turns
-from msgrpo_lab.credit.turns import Weighting, check_weighting, episode_weights
 from msgrpo_lab.types import Credit, RolloutBatch
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from credit_made import Played, rollout_of
 
+from msgrpo_lab.credit.base import group_states_of, last_turns, turns_of
 from msgrpo_lab.credit.episode_return import EpisodeReturn
 from msgrpo_lab.credit.graph import Graph, distances_to_success
-from msgrpo_lab.credit.turns import group_states_of, last_turns, turns_of
 
 # Episode 0 wins by s, m, g. Episode 1 is lost in m, after s, m. Episode 2 goes s, x, m and is cut off.
 # Distances: g 1, m 2, s 3, x 3 (by m); what cannot reach success is 4 away.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from credit_made import Played, rollout_of
 
-from msgrpo_lab.credit.turns import (
+from msgrpo_lab.credit.base import (
     episode_weights,
     group_states_of,
     last_turns,

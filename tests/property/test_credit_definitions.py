@@ -9,6 +9,7 @@ from credit_made import ragged, rollout_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msgrpo_lab.credit.base import group_states_of, last_turns, turns_of
 from msgrpo_lab.credit.discounted_step import DiscountedStep
 from msgrpo_lab.credit.dr_grpo import DrGRPO
 from msgrpo_lab.credit.episode_return import EpisodeReturn
@@ -19,7 +20,6 @@ from msgrpo_lab.credit.hgpo import HGPO
 from msgrpo_lab.credit.mt_grpo import MTGRPO
 from msgrpo_lab.credit.reward_to_go import RewardToGo, reward_to_go
 from msgrpo_lab.credit.rloo import RLOO
-from msgrpo_lab.credit.turns import group_states_of, last_turns, turns_of
 
 CASES = st.integers(0, 2**32 - 1).map(ragged)
 GAMMAS = st.sampled_from([0.0, 0.5, 0.95, 1.0])
