@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from msgrpo_lab.collate import collate, split_episodes
 from msgrpo_lab.credit.action_entropy import action_surprise
 from msgrpo_lab.credit.base import CreditAssigner, needs_oracle
+from msgrpo_lab.decoder.plan import Sharing
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.rows import Sharing
 from msgrpo_lab.rollout.action_probs import table_maker
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.collect import Collector, RolloutObserver

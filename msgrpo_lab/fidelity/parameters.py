@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from msgrpo_lab.decoder.plan import Sharing
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
-from msgrpo_lab.lap.rows import Sharing
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.truth import LakeTruth
 from msgrpo_lab.tsmg.base import TextGame

@@ -21,15 +21,21 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from msgrpo_lab.decoder.block_decoder import BlockDecoder
+from msgrpo_lab.decoder.decoding import (
+    LARGEST_TOP_K,
+    ChoiceTrie,
+    decoding_logprobs,
+    entropy,
+    sampled_logprobs,
+    top_stats,
+    vocabulary_stats,
+)
+from msgrpo_lab.decoder.library_decoder import LibraryDecoder, autocast
+from msgrpo_lab.decoder.plan import ForwardPlan, Sharing, plan_forward
 from msgrpo_lab.files import write_manifest
-from msgrpo_lab.lap.decoder import BlockDecoder
-from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, entropy, sampled_logprobs
-from msgrpo_lab.lap.library import LibraryDecoder, autocast
-from msgrpo_lab.lap.plan import ForwardPlan
 from msgrpo_lab.lap.precision import ProductSpeed
-from msgrpo_lab.lap.rows import Sharing, plan_forward
 from msgrpo_lab.lap.sources import quiet_transformers
-from msgrpo_lab.lap.vocabulary import LARGEST_TOP_K, top_stats, vocabulary_stats
 from msgrpo_lab.types import Sampling, TrainBatch
 
 log = logging.getLogger(__name__)

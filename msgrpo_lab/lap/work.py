@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from msgrpo_lab.lap.decoding import ChoiceTrie
-from msgrpo_lab.lap.plan import ForwardPlan
+from msgrpo_lab.decoder.decoding import ChoiceTrie, num_candidates
+from msgrpo_lab.decoder.plan import ForwardPlan
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.vocabulary import num_candidates
 from msgrpo_lab.types import Sampling
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from msgrpo_lab.lap.vocabulary import CANDIDATE_NODES
+from msgrpo_lab.decoder.decoding import CANDIDATE_NODES
 from msgrpo_lab.planner.model_size import ModelSize
 from msgrpo_lab.planner.workload import Pass, Workload
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from msgrpo_lab.decoder.block_decoder import BlockDecoder
 from msgrpo_lab.lap.build import OutlinedModel
-from msgrpo_lab.lap.decoder import BlockDecoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

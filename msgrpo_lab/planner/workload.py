@@ -16,11 +16,10 @@ from omegaconf import DictConfig
 
 from msgrpo_lab.assemble import component, decoding_rule
 from msgrpo_lab.collate import collate, split_episodes
-from msgrpo_lab.lap.plan import ForwardPlan
+from msgrpo_lab.decoder.decoding import num_candidates
+from msgrpo_lab.decoder.plan import ForwardPlan, plan_forward
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
-from msgrpo_lab.lap.rows import plan_forward
-from msgrpo_lab.lap.vocabulary import num_candidates
 from msgrpo_lab.planner.play import RandomAnswers
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.collect import Collector

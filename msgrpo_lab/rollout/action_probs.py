@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs
+from msgrpo_lab.decoder.decoding import ChoiceTrie, decoding_logprobs
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.rollout.choice import ChoiceDecoder, choice_trie, distinct_prompts

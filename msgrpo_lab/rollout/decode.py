@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from msgrpo_lab.lap.decoding import decoding_logprobs, draw
-from msgrpo_lab.lap.vocabulary import top_logits
+from msgrpo_lab.decoder.decoding import decoding_logprobs, draw, top_logits
 from msgrpo_lab.rollout.choice import distinct_prompts
 from msgrpo_lab.rollout.draws import draw_grouped
 from msgrpo_lab.rollout.engine import Settled

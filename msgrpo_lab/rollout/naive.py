@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, draw
+from msgrpo_lab.decoder.decoding import ChoiceTrie, decoding_logprobs, draw
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.engine import Settled, check_lengths, draw_uniforms

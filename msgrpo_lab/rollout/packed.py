@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from msgrpo_lab.lap.blocks import Block, Memory, Read
+from msgrpo_lab.decoder.block_decoder import Block, Memory, Read
 from msgrpo_lab.rollout.reading import KeysValues, PromptReader, PromptState, cache_of, cached, read_tokens
 
 ROW_COLUMNS = {"cpu": 1024}

@@ -14,12 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from transformers import DynamicCache
 
-from msgrpo_lab.lap.blocks import Block, Memory, Read
-from msgrpo_lab.lap.decoder import BlockDecoder
-from msgrpo_lab.lap.forest import row_width
-from msgrpo_lab.lap.plan import pad_rows
+from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, Memory, Read
+from msgrpo_lab.decoder.plan import pad_rows
+from msgrpo_lab.decoder.tree import cut_tree, group_by_length, pad_branches, row_width
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.tree import cut_tree, group_by_length, pad_branches
 
 MIN_SHARED_PREFIX = 8
 """Shorter common prefixes are not worth a call of their own."""

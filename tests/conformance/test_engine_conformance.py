@@ -21,8 +21,8 @@ from lab_made import ids, move, plain_distribution, plain_stats, small_policy, t
 from remote_made import TEMPLATE, ChatServer
 
 from msgrpo_lab.config import conf_dir
+from msgrpo_lab.decoder.plan import plan_forward
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.rows import plan_forward
 from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.engine import RolloutEngine
 from msgrpo_lab.rollout.openai import OpenAIEngine

@@ -14,10 +14,10 @@ from lab_made import ids, plain_stats, train_batch
 from transformers import AutoConfig
 
 from msgrpo_lab.config import conf_dir
+from msgrpo_lab.decoder.plan import plan_forward
 from msgrpo_lab.lap.build import OutlinedModel, build_policy
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
-from msgrpo_lab.lap.rows import plan_forward
 from msgrpo_lab.lap.sources import HubModel, LocalModel, ModelSourceError
 from msgrpo_lab.types import Sampling
 

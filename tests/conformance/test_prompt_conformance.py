@@ -10,7 +10,7 @@ import yaml
 from hydra.utils import instantiate
 
 from msgrpo_lab.config import conf_dir
-from msgrpo_lab.lap.decoding import ChoiceTrie
+from msgrpo_lab.decoder.decoding import ChoiceTrie
 from msgrpo_lab.lap.parser import FirstWordParser
 from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
 from msgrpo_lab.lap.words import word_tokenizer

@@ -9,11 +9,10 @@ import pytest
 import torch
 from lab_made import gradients, ids, move, plain_stats, small_policy, train_batch
 
-from msgrpo_lab.lap.decoding import ChoiceTrie
-from msgrpo_lab.lap.plan import pad_rows
+from msgrpo_lab.decoder.decoding import ChoiceTrie
+from msgrpo_lab.decoder.plan import Sharing, pad_rows, plan_forward
+from msgrpo_lab.decoder.tree import cut_tree, group_by_length
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.rows import Sharing, plan_forward
-from msgrpo_lab.lap.tree import cut_tree, group_by_length
 from msgrpo_lab.types import Sampling
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab_made import ids, small_policy
 
-from msgrpo_lab.lap.decoding import decoding_logprobs, draw
+from msgrpo_lab.decoder.decoding import decoding_logprobs, draw
 from msgrpo_lab.lap.parser import FirstWordParser
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from lab_made import gradient_of, move, small_policy, train_batch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from msgrpo_lab.lap import forest
+from msgrpo_lab.decoder import tree as forest
+from msgrpo_lab.decoder.plan import Sharing, plan_forward
+from msgrpo_lab.decoder.tree import cut_tree
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.rows import Sharing, plan_forward
-from msgrpo_lab.lap.tree import cut_tree
 from msgrpo_lab.lap.words import word_tokenizer
 from msgrpo_lab.loss import MSGRPOLoss, Reduction, sum_stats
 from msgrpo_lab.rollout.choice import choice_trie

@@ -9,9 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from msgrpo_lab.lap.blocks import Block, Memory, Read
-from msgrpo_lab.lap.decoder import BlockDecoder
-from msgrpo_lab.lap.projections import Linear, Packed, Prepared, packs, project
+from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, Memory, Read
+from msgrpo_lab.decoder.kernels import Linear, Packed, Prepared, packs, project
 
 SIZES = {
     "vocab_size": 50,

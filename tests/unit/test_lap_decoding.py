@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab_made import ids, plain_distribution
 
-from msgrpo_lab.lap.decoding import ChoiceTrie, decoding_logprobs, draw, entropy, sampled_logprobs
+from msgrpo_lab.decoder.decoding import ChoiceTrie, decoding_logprobs, draw, entropy, sampled_logprobs
 from msgrpo_lab.types import Sampling
 
 LN = math.log

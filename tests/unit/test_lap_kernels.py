@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from msgrpo_lab.lap.kernels import attend, rms_norm, rotate
-from msgrpo_lab.lap.projections import Linear, Prepared, project, swiglu_mlp
+from msgrpo_lab.decoder.kernels import Linear, Prepared, attend, project, rms_norm, rotate, swiglu_mlp
 
 RANDOM = torch.Generator().manual_seed(0)
 

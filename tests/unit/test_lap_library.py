@@ -10,8 +10,8 @@ import torch
 from lab_made import gradients, ids, move, plain_stats, small_policy, train_batch
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
+from msgrpo_lab.decoder.library_decoder import LibraryDecoder
 from msgrpo_lab.lap.build import build_policy
-from msgrpo_lab.lap.library import LibraryDecoder
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.sources import RandomLlama
 from msgrpo_lab.lap.words import word_tokenizer

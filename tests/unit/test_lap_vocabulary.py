@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from msgrpo_lab.lap import vocabulary
-from msgrpo_lab.lap.decoding import decoding_logprobs, entropy, sampled_logprobs
-from msgrpo_lab.lap.vocabulary import top_logits, top_stats, vocabulary_stats
+from msgrpo_lab.decoder import decoding as vocabulary
+from msgrpo_lab.decoder.decoding import (
+    decoding_logprobs,
+    entropy,
+    sampled_logprobs,
+    top_logits,
+    top_stats,
+    vocabulary_stats,
+)
 from msgrpo_lab.types import Sampling
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 2e-2}

@@ -9,9 +9,9 @@ from lab_made import SMALL_RUN, composed, fit, small_lab, small_policy, train_ba
 
 from msgrpo_lab.assemble import component
 from msgrpo_lab.config import conf_dir
+from msgrpo_lab.decoder.plan import plan_forward
 from msgrpo_lab.lap.build import OutlinedModel, build_policy
 from msgrpo_lab.lap.prompt import PromptBuilder
-from msgrpo_lab.lap.rows import plan_forward
 from msgrpo_lab.lap.sources import RandomLlama
 from msgrpo_lab.lap.work import update_work
 from msgrpo_lab.planner.cells import outline

@@ -11,8 +11,8 @@ import pytest
 import torch
 from lab_made import SMALL_RUN, composed, fit, small_lab, small_policy, train_batch
 
-from msgrpo_lab.lap.decoding import ChoiceTrie
-from msgrpo_lab.lap.rows import plan_forward
+from msgrpo_lab.decoder.decoding import ChoiceTrie
+from msgrpo_lab.decoder.plan import plan_forward
 from msgrpo_lab.lap.work import UpdateWork, peak_memory_mb, update_work
 from msgrpo_lab.types import Sampling
 

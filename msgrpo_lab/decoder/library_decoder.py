@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from msgrpo_lab.lap.plan import ForwardPlan, Rows
-from msgrpo_lab.lap.tree import Branches
+from msgrpo_lab.decoder.plan import ForwardPlan, Rows
+from msgrpo_lab.decoder.tree import Branches
 
 MASKABLE = ("sdpa", "eager")
 """Implementations of attention that take a mask of any form."""
