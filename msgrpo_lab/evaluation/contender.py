@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from msgrpo_lab.engines.base import RolloutEngine
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
-from msgrpo_lab.rollout.engine import RolloutEngine
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Sampling
 

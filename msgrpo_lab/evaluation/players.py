@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from msgrpo_lab.engines.scripted import ScriptedEngine
 from msgrpo_lab.evaluation.contender import Contender, Opened
 from msgrpo_lab.lap.parser import FirstWordParser
 from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
 from msgrpo_lab.lap.words import word_tokenizer
 from msgrpo_lab.oracle.players import HoleAvoidingPlayer, OptimalPlayer, Player, RandomPlayer, SearchPlayer
-from msgrpo_lab.rollout.scripted import ScriptedEngine
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.tsmg.snake import Snake

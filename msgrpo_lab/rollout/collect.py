@@ -12,8 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from msgrpo_lab.engines.base import RolloutEngine
 from msgrpo_lab.lap.prompt import PromptBuilder
-from msgrpo_lab.rollout.engine import RolloutEngine
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Episode, RolloutBatch, Sampling, Turn
 

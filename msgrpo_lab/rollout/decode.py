@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float, Int
 
 from msgrpo_lab.decoder.decoding import decoding_logprobs, draw, top_logits
+from msgrpo_lab.engines.base import Settled
 from msgrpo_lab.rollout.choice import distinct_prompts
 from msgrpo_lab.rollout.draws import draw_grouped
-from msgrpo_lab.rollout.engine import Settled
 from msgrpo_lab.rollout.packed import Text, TextPool
 from msgrpo_lab.rollout.reading import PromptReader
 from msgrpo_lab.rollout.written import Words, Written

@@ -14,10 +14,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
+from msgrpo_lab.engines.base import Settled, check_lengths
 from msgrpo_lab.lap.chat import Chat, ChatBytes, read_chat
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
-from msgrpo_lab.rollout.engine import Settled, check_lengths
 from msgrpo_lab.rollout.openai_answer import Answer
 from msgrpo_lab.rollout.openai_dialect import OWN_FIELDS, Constraint, RequestWriter, Server, legal_words
 from msgrpo_lab.rollout.openai_faults import Backoff, RemoteModelError, excerpt

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from msgrpo_lab.engines.base import Settled
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.rollout.engine import Settled
 from msgrpo_lab.types import Completion, Sampling
 
 MEMORY = 100_000

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 
 from msgrpo_lab.decoder.decoding import ChoiceTrie, decoding_logprobs, draw
+from msgrpo_lab.engines.base import Settled, check_lengths, draw_uniforms
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.rollout.choice import choice_trie
-from msgrpo_lab.rollout.engine import Settled, check_lengths, draw_uniforms
 from msgrpo_lab.rollout.reading import read_tokens
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Completion, Sampling
