@@ -20,9 +20,9 @@ from msgrpo_lab.credit.action_entropy import action_surprise
 from msgrpo_lab.credit.base import CreditAssigner, needs_oracle
 from msgrpo_lab.decoder.plan import Sharing
 from msgrpo_lab.engines.base import RolloutEngine
+from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.rollout.action_probs import table_maker
-from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.collect import Collector, RolloutObserver
 from msgrpo_lab.rollout.map_split import Maps, MapSplit, prompt_digests
 from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics, top_action_share

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 
 from msgrpo_lab.decoder.decoding import ChoiceTrie, decoding_logprobs, draw
 from msgrpo_lab.engines.base import Settled, check_lengths, draw_uniforms
+from msgrpo_lab.engines.hf.constrained import choice_trie
+from msgrpo_lab.engines.hf.prompts import read_tokens
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.rollout.choice import choice_trie
-from msgrpo_lab.rollout.reading import read_tokens
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Completion, Sampling
 

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 
 from msgrpo_lab.decoder.plan import Sharing
+from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
-from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.truth import LakeTruth
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Credit, RolloutBatch, Sampling, TrainBatch

@@ -18,10 +18,10 @@ from msgrpo_lab.assemble import component, decoding_rule
 from msgrpo_lab.collate import collate, split_episodes
 from msgrpo_lab.decoder.decoding import num_candidates
 from msgrpo_lab.decoder.plan import ForwardPlan, plan_forward
+from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.planner.play import RandomAnswers
-from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, episode_generators, generator, held_out_seeds
 from msgrpo_lab.types import Credit, RolloutBatch, Sampling, Selection, TrainBatch

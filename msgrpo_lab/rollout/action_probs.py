@@ -18,10 +18,10 @@ from jaxtyping import Float
 
 from msgrpo_lab.decoder.decoding import ChoiceTrie, decoding_logprobs
 from msgrpo_lab.engines.base import RolloutEngine
+from msgrpo_lab.engines.hf.constrained import ChoiceDecoder, choice_trie, distinct_prompts
+from msgrpo_lab.engines.hf.prompts import PromptReader
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
-from msgrpo_lab.rollout.choice import ChoiceDecoder, choice_trie, distinct_prompts
-from msgrpo_lab.rollout.reading import PromptReader
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Sampling
 

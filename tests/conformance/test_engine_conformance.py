@@ -23,8 +23,8 @@ from remote_made import TEMPLATE, ChatServer
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.decoder.plan import plan_forward
 from msgrpo_lab.engines.base import RolloutEngine
+from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.rollout.openai import OpenAIEngine
 from msgrpo_lab.seeding import episode_generators
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake

@@ -14,14 +14,14 @@ from lab_made import ids, small_policy
 
 from msgrpo_lab.decoder.decoding import decoding_logprobs, draw
 from msgrpo_lab.engines.base import RolloutEngine
+from msgrpo_lab.engines.hf import prompts as packed
+from msgrpo_lab.engines.hf.engine import HFEngine
+from msgrpo_lab.engines.hf.free import BLOCK, draw_grouped
 from msgrpo_lab.engines.naive import NaiveEngine
 from msgrpo_lab.lap.parser import FirstWordParser
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
-from msgrpo_lab.rollout import packed
 from msgrpo_lab.rollout.collect import Collector
-from msgrpo_lab.rollout.draws import BLOCK, draw_grouped
-from msgrpo_lab.rollout.hf import HFEngine
 from msgrpo_lab.seeding import episode_generators
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake

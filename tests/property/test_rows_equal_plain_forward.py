@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from lab_made import gradients, move, plain_stats, small_policy, train_batch
 
 from msgrpo_lab.decoder.plan import ForwardPlan, plan_forward
+from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.lap import policy as policy_module
 from msgrpo_lab.lap.policy import LanguagePolicy, TokenStats
-from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.types import Sampling, TrainBatch
 
 WORDS = ((11,), (12, 13), (12, 14), (15, 12, 11), (15, 12, 16))

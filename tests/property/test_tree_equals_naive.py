@@ -16,10 +16,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from msgrpo_lab.decoder import tree as forest
 from msgrpo_lab.decoder.plan import Sharing, plan_forward
 from msgrpo_lab.decoder.tree import cut_tree
+from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.words import word_tokenizer
 from msgrpo_lab.loss import MSGRPOLoss, Reduction, sum_stats
-from msgrpo_lab.rollout.choice import choice_trie
 from msgrpo_lab.types import Sampling, TrainBatch
 
 WORDS = ((11,), (12, 13), (12, 14), (15, 12, 11), (15, 12, 16))

@@ -11,12 +11,12 @@ from lab_made import gradients, ids, move, plain_stats, small_policy, train_batc
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from msgrpo_lab.decoder.library_decoder import LibraryDecoder
+from msgrpo_lab.engines.hf.engine import HFEngine
 from msgrpo_lab.engines.naive import NaiveEngine
 from msgrpo_lab.lap.build import build_policy
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.sources import RandomLlama
 from msgrpo_lab.lap.words import word_tokenizer
-from msgrpo_lab.rollout.hf import HFEngine
 from msgrpo_lab.seeding import episode_generators
 from msgrpo_lab.types import Sampling
 

@@ -8,10 +8,10 @@ import torch
 from lab_made import fit, gradients, ids, small_lab, train_batch
 
 from msgrpo_lab.decoder.plan import plan_forward
+from msgrpo_lab.engines.hf.engine import HFEngine
 from msgrpo_lab.lap.build import build_policy
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.sources import RandomLlama
-from msgrpo_lab.rollout.hf import HFEngine
 from msgrpo_lab.seeding import episode_generators
 from msgrpo_lab.types import Sampling
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgrpo_lab.rollout.decode import CONTEXT, LIKELY, Likely
+from msgrpo_lab.engines.hf.free import CONTEXT, LIKELY, Likely
 
 
 def test_the_whole_beginning_goes_before_its_last_tokens() -> None:

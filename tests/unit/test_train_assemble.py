@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from lab_made import small_lab
 
-from msgrpo_lab.rollout.hf import HFEngine
+from msgrpo_lab.engines.hf.engine import HFEngine
 from msgrpo_lab.tsmg.snake import Snake
 from msgrpo_lab.types import Sampling
 

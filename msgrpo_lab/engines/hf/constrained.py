@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float, Int
 
 from msgrpo_lab.decoder.decoding import ChoiceTrie, decoding_logprobs, draw
-from msgrpo_lab.rollout.packed import Text, TextPool
-from msgrpo_lab.rollout.reading import PromptReader
+from msgrpo_lab.engines.hf.prompts import PromptReader, Text, TextPool
 from msgrpo_lab.types import Completion, Sampling
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Int
 
 from msgrpo_lab.engines.base import Settled, check_lengths, draw_uniforms
+from msgrpo_lab.engines.hf.constrained import ChoiceDecoder
+from msgrpo_lab.engines.hf.free import FreeDecoder
+from msgrpo_lab.engines.hf.prompts import PromptReader
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.rollout.choice import ChoiceDecoder
-from msgrpo_lab.rollout.decode import FreeDecoder
-from msgrpo_lab.rollout.reading import PromptReader
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Completion, Sampling
 

@@ -14,20 +14,155 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from msgrpo_lab.decoder.decoding import decoding_logprobs, draw, top_logits
 from msgrpo_lab.engines.base import Settled
-from msgrpo_lab.rollout.choice import distinct_prompts
-from msgrpo_lab.rollout.draws import draw_grouped
-from msgrpo_lab.rollout.packed import Text, TextPool
-from msgrpo_lab.rollout.reading import PromptReader
-from msgrpo_lab.rollout.written import Words, Written
+from msgrpo_lab.engines.hf.constrained import distinct_prompts
+from msgrpo_lab.engines.hf.prompts import PromptReader, Text, TextPool
+from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.types import Completion, Sampling
+
+MEMORY = 100_000
+"""Decoded texts remembered at most."""
+
+Word = tuple[int, ...]
+"""Tokens of a completion."""
+
+
+class Words:
+    """Decodes every distinct sequence of tokens once."""
+
+    def __init__(self, policy: LanguagePolicy) -> None:
+        self._tokenizer = policy.tokenizer
+        self._ends = policy.end_token_ids
+        self._texts: dict[Word, str] = {}
+
+    def text(self, word: Word) -> str:
+        """Decoded, without special tokens."""
+        text = self._texts.get(word)
+        if text is None:
+            if len(self._texts) >= MEMORY:
+                self._texts.clear()
+            text = self._texts[word] = self._tokenizer.decode(list(word), skip_special_tokens=True)
+        return text
+
+    def is_over(self, word: Word, sampling: Sampling, settled: Settled | None) -> bool:
+        """Whether a completion ends with these tokens."""
+        if word[-1] in self._ends:
+            return True
+        if not sampling.stop and settled is None:
+            return False
+        text = self.text(word)
+        return any(stop in text for stop in sampling.stop) or (settled is not None and settled(text))
+
+
+@dataclass(slots=True)
+class Written:
+    """What N completions of at most C tokens consist of so far."""
+
+    tokens: Int[np.ndarray, "N C"]
+    logprobs: Float[np.ndarray, "N C"]
+    lengths: Int[np.ndarray, " N"]
+    stopped: Bool[np.ndarray, " N"]
+
+    @classmethod
+    def nothing(cls, shape: tuple[int, ...]) -> Written:
+        """Before the first token."""
+        return cls(
+            tokens=np.full(shape, -1, dtype=np.int64),
+            logprobs=np.zeros(shape, dtype=np.float32),
+            lengths=np.zeros(shape[0], dtype=np.int64),
+            stopped=np.zeros(shape[0], dtype=bool),
+        )
+
+    def completions(
+        self, prompts: Sequence[Int[np.ndarray, " P"]], prompt_of: Int[np.ndarray, " N"], words: Words, version: int
+    ) -> list[Completion]:
+        """One each; equal completions of one prompt are one object."""
+        made: dict[tuple[int, Word], Completion] = {}
+        completions = []
+        for row, (prompt, length) in enumerate(zip(prompt_of.tolist(), self.lengths.tolist(), strict=True)):
+            word = tuple(self.tokens[row, :length].tolist())
+            if (prompt, word) not in made:
+                made[prompt, word] = Completion(
+                    prompt_ids=prompts[prompt],
+                    token_ids=self.tokens[row, :length].copy(),
+                    logprobs=self.logprobs[row, :length].copy(),
+                    text=words.text(word),
+                    finish_reason="stop" if self.stopped[row] else "length",
+                    policy_version=version,
+                )
+            completions.append(made[prompt, word])
+        return completions
+
+
+BLOCK = 512
+"""Tokens of a block."""
+
+
+def draw_grouped(
+    logprobs: Float[torch.Tensor, "D V"],
+    text_of: Int[np.ndarray, " N"],
+    uniforms: Float[np.ndarray, " N"],
+    greedy: bool,
+) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """One token a draw, and its log-probability (nats). The result is the only thing copied to the host.
+
+    Args:
+        logprobs: distribution of each distinct text's next token; −inf where a token is never drawn.
+        text_of: which text each draw continues.
+        uniforms: in [0, 1), one a draw.
+        greedy: take the mode (the first of equals) instead of drawing.
+    """
+    text = torch.from_numpy(text_of).to(logprobs.device)
+    if greedy:
+        token = logprobs.argmax(dim=-1)[text]
+    else:
+        uniform = torch.from_numpy(uniforms).to(logprobs.device)
+        token = _invert(logprobs, text, uniform)
+    drawn = torch.stack((token.double(), logprobs[text, token].double())).cpu().numpy()
+    return drawn[0].astype(np.int64), drawn[1].astype(np.float32)
+
+
+def _invert(
+    logprobs: Float[torch.Tensor, "D V"], text: Int[torch.Tensor, " N"], uniform: Float[torch.Tensor, " N"]
+) -> Int[torch.Tensor, " N"]:
+    blocks = -(-logprobs.shape[1] // BLOCK)
+    mass, missing = logprobs.exp(), blocks * BLOCK - logprobs.shape[1]
+    if missing:
+        mass = torch.nn.functional.pad(mass, (0, missing))
+    mass_DBK = mass.view(len(mass), blocks, BLOCK)
+    block_mass = mass_DBK.sum(dim=-1, dtype=torch.float64)[text]
+    block_reached = _cumulate(block_mass)
+    # The total may fall short of 1 by rounding: scale the draw.
+    wanted = uniform * block_reached[:, -1]
+    block = _first_beyond(block_reached, block_mass, wanted)
+    before = (block_reached - block_mass).gather(1, block[:, None]).squeeze(1)
+    inner_mass = mass_DBK[text, block].double()
+    inner = _first_beyond(_cumulate(inner_mass), inner_mass, wanted - before)
+    return block * BLOCK + inner
+
+
+def _cumulate(mass: Float[torch.Tensor, "N K"]) -> Float[torch.Tensor, "N K"]:
+    ones = torch.ones(mass.shape[1], mass.shape[1], dtype=mass.dtype, device=mass.device)
+    return mass @ ones.triu()
+
+
+def _first_beyond(
+    reached: Float[torch.Tensor, "N K"], mass: Float[torch.Tensor, "N K"], wanted: Float[torch.Tensor, " N"]
+) -> Int[torch.Tensor, " N"]:
+    """First entry with mass whose cumulated mass exceeds `wanted`; the last one with mass if rounding leaves none."""
+    possible = mass > 0
+    beyond = possible & (reached > wanted[:, None])
+    last = mass.shape[1] - 1 - possible.flip(1).int().argmax(dim=1)
+    return torch.where(beyond.any(dim=1), beyond.int().argmax(dim=1), last)
+
 
 TEXTS_PER_CHUNK = 256
 """Texts projected onto the whole vocabulary at a time."""
