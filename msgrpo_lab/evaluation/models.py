@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from msgrpo_lab.lap.policy import LanguagePolicy
     from msgrpo_lab.lap.prompt import PromptBuilder
 
-REMOTE_ENGINE = "msgrpo_lab.rollout.openai.OpenAIEngine"
+REMOTE_ENGINE = "msgrpo_lab.engines.remote.engine.OpenAIEngine"
 """What the node of an engine of remote models names."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from msgrpo_lab.config import ConfigError
+from msgrpo_lab.engines.remote.transport import RemoteModelError
 from msgrpo_lab.evaluation.contender import Contender, Decoding, Opened
 from msgrpo_lab.evaluation.episodes import Played
 from msgrpo_lab.evaluation.scenarios import Scenario
@@ -19,7 +20,6 @@ from msgrpo_lab.evaluation.store import CellKey, Store, code_digest, digest_of
 from msgrpo_lab.oracle.reference import Score
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.rollout.held_out import held_out_references, play_held_out, reference_ends
-from msgrpo_lab.rollout.openai_faults import RemoteModelError
 
 LIBRARIES = ("torch", "transformers", "numpy", "gymnasium")
 """Another version of one of these may give other numbers."""

@@ -24,8 +24,8 @@ from msgrpo_lab.config import conf_dir
 from msgrpo_lab.decoder.plan import plan_forward
 from msgrpo_lab.engines.base import RolloutEngine
 from msgrpo_lab.engines.hf.constrained import choice_trie
+from msgrpo_lab.engines.remote.engine import OpenAIEngine
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.rollout.openai import OpenAIEngine
 from msgrpo_lab.seeding import episode_generators
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import Completion, Sampling

@@ -24,13 +24,13 @@ from lab_made import plain_distribution, small_policy
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.engines.base import RolloutEngine
 from msgrpo_lab.engines.hf.engine import HFEngine
+from msgrpo_lab.engines.remote.engine import OpenAIEngine
 from msgrpo_lab.lap.build import build_policy
 from msgrpo_lab.lap.parser import FirstWordParser
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
 from msgrpo_lab.lap.sources import LocalModel
 from msgrpo_lab.rollout.collect import Collector
-from msgrpo_lab.rollout.openai import OpenAIEngine
 from msgrpo_lab.seeding import episode_generators, held_out_seeds
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import RolloutBatch, Sampling

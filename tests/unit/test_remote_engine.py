@@ -16,12 +16,10 @@ from remote_made import TEMPLATE, WORDS, ChatServer, completion
 
 from msgrpo_lab.config import ConfigError, conf_dir
 from msgrpo_lab.config.validation import validate
-from msgrpo_lab.lap.chat import Chat, ChatBytes, read_chat
+from msgrpo_lab.engines.remote.dialect import Chat, ChatBytes, RequestWriter, read_chat
+from msgrpo_lab.engines.remote.engine import OpenAIEngine
+from msgrpo_lab.engines.remote.transport import MalformedAnswerError, RemoteModelError, read_answer
 from msgrpo_lab.lap.prompt import PromptBuilder
-from msgrpo_lab.rollout.openai import OpenAIEngine
-from msgrpo_lab.rollout.openai_answer import MalformedAnswerError, read_answer
-from msgrpo_lab.rollout.openai_dialect import RequestWriter
-from msgrpo_lab.rollout.openai_faults import RemoteModelError
 from msgrpo_lab.types import Completion, Sampling
 
 CHAT = Chat(({"role": "user", "content": "go"},), "")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from remote_made import FAULTS, KEY, TEMPLATE, ChatServer
 
-from msgrpo_lab.rollout.openai import OpenAIEngine
-from msgrpo_lab.rollout.openai_faults import Backoff, Fault, RemoteModelError, retry_after_s
+from msgrpo_lab.engines.remote.engine import OpenAIEngine
+from msgrpo_lab.engines.remote.transport import Backoff, Fault, RemoteModelError, retry_after_s
 from msgrpo_lab.types import Completion, Sampling
 
 PASSING = (

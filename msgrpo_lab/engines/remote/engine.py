@@ -15,13 +15,19 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from msgrpo_lab.engines.base import Settled, check_lengths
-from msgrpo_lab.lap.chat import Chat, ChatBytes, read_chat
+from msgrpo_lab.engines.remote.dialect import (
+    OWN_FIELDS,
+    Chat,
+    ChatBytes,
+    Constraint,
+    RequestWriter,
+    Server,
+    legal_words,
+    read_chat,
+)
+from msgrpo_lab.engines.remote.transport import Answer, Backoff, ChatTransport, RemoteModelError, Usage, excerpt
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
-from msgrpo_lab.rollout.openai_answer import Answer
-from msgrpo_lab.rollout.openai_dialect import OWN_FIELDS, Constraint, RequestWriter, Server, legal_words
-from msgrpo_lab.rollout.openai_faults import Backoff, RemoteModelError, excerpt
-from msgrpo_lab.rollout.openai_transport import ChatTransport, Usage
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Completion, Sampling
 

@@ -7,17 +7,195 @@ overall time limit, and would not be counted.
 from __future__ import annotations
 
 import asyncio
+import email.utils
+import json
 import logging
 import os
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from msgrpo_lab.messages import one_line
-from msgrpo_lab.rollout.openai_answer import Answer, read_answer
-from msgrpo_lab.rollout.openai_faults import Backoff, Fault, RemoteModelError, as_fault
+
+PASSING_STATUSES = frozenset({408, 409, 425, 429})
+"""Client errors that another try may be without; every 5xx is of this kind too."""
+QUOTA = "insufficient_quota"
+"""What OpenAI's 429 says when the account is out of money, which no waiting mends."""
+LONGEST_EXCERPT = 200
+"""Characters of a server's own words that are shown."""
+
+
+class RemoteModelError(RuntimeError):
+    """A remote model cannot be asked; the message names the key, the value and the remedy in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One failed attempt."""
+
+    kind: str
+    """In words, without numbers that differ between attempts."""
+    passing: bool
+    """Whether trying again may help."""
+    remedy: str
+    """What the user can do, if it does not."""
+    wait_s: float | None = None
+    """How long the server asks to wait, seconds; None if it does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """Exponential back-off with jitter: the n-th wait is uniform between half of first · 2ⁿ⁻¹ and all of it."""
+
+    retries: int
+    first_s: float
+    longest_s: float
+
+    def wait_s(self, attempt: int, fault: Fault, jitter: random.Random) -> float:
+        """Seconds to wait after failed attempt number `attempt` ≥ 1: what the server asks for, or the back-off."""
+        wait = min(self.longest_s, self.first_s * 2.0 ** (attempt - 1)) * jitter.uniform(0.5, 1.0)
+        return wait if fault.wait_s is None else max(wait, fault.wait_s)
+
+
+def as_fault(error: Exception, server: str, key_hint: str, without_key: Callable[[str], str]) -> Fault:
+    """What an attempt's exception amounts to.
+
+    Args:
+        error: raised by the `openai` client, by a timeout, or by reading the answer.
+        server: how the keys of the configuration name the server kind, for the remedies.
+        key_hint: where the key comes from and whether there was one.
+        without_key: blots the key out of a text; a server may repeat it.
+
+    Raises:
+        Exception: `error` itself, if it is no fault between here and the server.
+    """
+    import openai
+
+    if isinstance(error, TimeoutError | openai.APITimeoutError):
+        return Fault("no answer in time", True, "see whether the server hangs, or raise request_timeout_s")
+    if isinstance(error, openai.APIConnectionError):
+        cause = error.__cause__
+        reason = f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
+        return Fault(
+            f"connection failed ({excerpt(without_key(reason))})", True, "start the server, or correct base_url"
+        )
+    if isinstance(error, MalformedAnswerError):
+        kind = f"malformed answer ({excerpt(without_key(str(error)))})"
+        return Fault(kind, True, "see whether base_url is an OpenAI-compatible API")
+    if isinstance(error, openai.APIStatusError):
+        return _status_fault(error, server, key_hint, without_key)
+    raise error
+
+
+def _status_fault(error: Any, server: str, key_hint: str, without_key: Callable[[str], str]) -> Fault:
+    status = int(error.status_code)
+    kind = f"HTTP {status} ({excerpt(without_key(_words_of(error)))})"
+    if status in (401, 403):
+        return Fault(kind, False, key_hint)
+    if status == 404:
+        return Fault(kind, False, "correct model, or base_url, which usually ends in /v1")
+    if QUOTA in (error.code, error.type):
+        return Fault(kind, False, "the account behind the key has no quota left")
+    if status in PASSING_STATUSES or status >= 500:
+        remedy = "lower concurrency" if status == 429 else "see the server's log"
+        return Fault(kind, True, remedy, retry_after_s(error.response.headers, time.time()))
+    return Fault(kind, False, f"see whether the server is of the kind server={server}, or correct what it names")
+
+
+def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that a `Retry-After` header asks for (a number, or a date seen from `now`); None without one."""
+    text = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        date = email.utils.parsedate_tz(text)
+        if date is None:
+            return None
+        seconds = email.utils.mktime_tz(date) - now
+    return max(0.0, seconds) if seconds < float("inf") else None
+
+
+def _words_of(error: Any) -> str:
+    """The message in an error's body, wherever the kinds of servers put it."""
+    body = error.body
+    if isinstance(body, Mapping):
+        for key in ("message", "detail", "error"):
+            if body.get(key):
+                return str(body[key])
+    return str(body or error.message)
+
+
+def excerpt(text: str) -> str:
+    """`text` in one line of a readable length."""
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_EXCERPT else text[: LONGEST_EXCERPT - 1] + "…"
+
+
+MOST_TOKENS = 10_000_000
+"""No answer and no prompt has more; an array is made of an answer's count."""
+
+
+class Answer(NamedTuple):
+    """One chat completion, as far as this project reads it."""
+
+    text: str
+    finish_reason: str
+    logprobs: tuple[float, ...] | None
+    """Nats of each token, as the server means them; None if it does not say."""
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    """By the server's count, with the end-of-turn token or without, as it has it; None if it does not say."""
+
+
+class MalformedAnswerError(Exception):
+    """A server answered with success and something that is no chat completion."""
+
+
+def read_answer(content_type: str, content: bytes) -> Answer:
+    """The chat completion in a response's body.
+
+    Raises:
+        MalformedAnswerError: it holds none; the message says what it holds instead.
+    """
+    if "json" not in content_type.lower():
+        raise MalformedAnswerError(f"its content type is {content_type or 'missing'!r}, not JSON")
+    try:
+        body = json.loads(content)
+    except ValueError as error:
+        raise MalformedAnswerError(f"its {len(content)} bytes are no JSON") from error
+    try:
+        choice = body["choices"][0]
+        message, reason = choice["message"], choice["finish_reason"]
+        text = message.get("content") or ""
+        usage = body.get("usage") or {}
+        answer = Answer(
+            text=text,
+            finish_reason=reason,
+            logprobs=_logprobs(choice.get("logprobs")),
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+        )
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        said = f" but an error: {body['error']}" if isinstance(body, dict) and body.get("error") else ""
+        raise MalformedAnswerError(f"its JSON is no chat completion with a choice{said}") from error
+    if not isinstance(text, str) or not isinstance(reason, str):
+        raise MalformedAnswerError("its choice has no text or no finish_reason")
+    if not all(count is None or _is_count(count) for count in (answer.prompt_tokens, answer.completion_tokens)):
+        raise MalformedAnswerError("its usage holds something else than counts")
+    return answer
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= MOST_TOKENS
+
+
+def _logprobs(given: Any) -> tuple[float, ...] | None:
+    entries = given.get("content") if given is not None else None
+    return None if entries is None else tuple(float(entry["logprob"]) for entry in entries)
+
 
 log = logging.getLogger(__name__)
 
