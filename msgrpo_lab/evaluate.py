@@ -47,11 +47,10 @@ def run(config: DictConfig, command: str) -> None:
         ConfigError: something in it is wrong, or a result cannot be written; one line for every mistake.
     """
     # Heavy imports wait until the command line has been found right.
+    from msgrpo_lab.evaluation.pairs import comparisons, pair_row, score_rows
     from msgrpo_lab.evaluation.play import evaluate
-    from msgrpo_lab.evaluation.report import write_files, write_json
-    from msgrpo_lab.evaluation.rows import comparisons, pair_row, score_rows
+    from msgrpo_lab.evaluation.report import track, write_files, write_json
     from msgrpo_lab.evaluation.settings import read_settings
-    from msgrpo_lab.evaluation.tracking import track
     from msgrpo_lab.messages import redact_text
 
     tree: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]

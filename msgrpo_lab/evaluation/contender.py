@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgrpo_lab.engines.base import RolloutEngine
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Sampling
+
+if TYPE_CHECKING:
+    from msgrpo_lab.lap.policy import LanguagePolicy
+    from msgrpo_lab.lap.prompt import PromptBuilder
 
 Decoding = Literal["sampled", "greedy"]
 DECODINGS: tuple[Decoding, ...] = ("sampled", "greedy")
@@ -74,3 +78,15 @@ class Contender:
     """Whether it can play a game of this class."""
     has_logprobs: bool = True
     """Whether its completions carry log-probabilities, from which entropies are estimated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySpec:
+    """How a language policy reads and answers, as nodes and plain values of the configuration."""
+
+    model: Mapping[str, Any]
+    prompt: Mapping[str, Any]
+    engine: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    """As `rollout.sampling`; its temperature is not used."""
+    temperature: float

@@ -13,14 +13,9 @@ from omegaconf import OmegaConf
 
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.config.choices import Found, options_of
-from msgrpo_lab.evaluation.checkpoints import read_checkpoint
-from msgrpo_lab.evaluation.contender import Contender, Origin
-from msgrpo_lab.evaluation.models import ModelShelf, PolicySpec, language_contender
-from msgrpo_lab.evaluation.players import PLAYERS, player_contender
-from msgrpo_lab.evaluation.remote import remote_contender
-from msgrpo_lab.evaluation.runs import RunSource, Which, origin_of
-from msgrpo_lab.evaluation.training import spec_of
-from msgrpo_lab.evaluation.weights import read_weights
+from msgrpo_lab.evaluation.contender import Contender, Origin, PolicySpec
+from msgrpo_lab.evaluation.policies import PLAYERS, ModelShelf, language_contender, player_contender, remote_contender
+from msgrpo_lab.evaluation.trained import RunSource, Which, origin_of, read_checkpoint, read_weights, spec_of
 from msgrpo_lab.messages import Mistake, closest_first, did_you_mean, one_line
 
 if TYPE_CHECKING:

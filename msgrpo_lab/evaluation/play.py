@@ -13,10 +13,9 @@ from typing import NamedTuple
 from msgrpo_lab.config import ConfigError
 from msgrpo_lab.engines.remote.transport import RemoteModelError
 from msgrpo_lab.evaluation.contender import Contender, Decoding, Opened
-from msgrpo_lab.evaluation.episodes import Played
+from msgrpo_lab.evaluation.results import CellKey, Played, Store, code_digest, digest_of
 from msgrpo_lab.evaluation.scenarios import Scenario
 from msgrpo_lab.evaluation.settings import Settings
-from msgrpo_lab.evaluation.store import CellKey, Store, code_digest, digest_of
 from msgrpo_lab.oracle.reference import Score
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.rollout.held_out import held_out_references, play_held_out, reference_ends

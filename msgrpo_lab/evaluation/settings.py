@@ -13,11 +13,11 @@ from msgrpo_lab.callbacks.tracking import MLflowTracking
 from msgrpo_lab.config.choices import Found
 from msgrpo_lab.config.components import Range, describe, fits
 from msgrpo_lab.config.paths import file_mistakes, folder_mistakes
-from msgrpo_lab.evaluation.contender import DECODINGS, Contender, Decoding
-from msgrpo_lab.evaluation.models import ModelShelf, PolicySpec
+from msgrpo_lab.evaluation.contender import DECODINGS, Contender, Decoding, PolicySpec
 from msgrpo_lab.evaluation.names import Directory
-from msgrpo_lab.evaluation.runs import RunSource
+from msgrpo_lab.evaluation.policies import ModelShelf
 from msgrpo_lab.evaluation.scenarios import Scenario, scenarios_of
+from msgrpo_lab.evaluation.trained import RunSource
 from msgrpo_lab.messages import Mistake, closest_first, did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from msgrpo_lab.evaluation.weights import read_weights
+from msgrpo_lab.evaluation.trained import read_weights
 from msgrpo_lab.files import NAME, check_manifest
 from msgrpo_lab.lap.build import build_policy
 from msgrpo_lab.lap.sources import HubModel, LocalModel, ModelSourceError, RandomLlama

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from msgrpo_lab.config.choices import Found
-from msgrpo_lab.evaluation.players import PLAYERS, player_contender
+from msgrpo_lab.evaluation.policies import PLAYERS, player_contender
 from msgrpo_lab.evaluation.scenarios import scenarios_of
 from msgrpo_lab.oracle.frozen_lake import hole_avoiding_success, optimal_success, random_success
 from msgrpo_lab.rollout.collect import Collector

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msgrpo_lab.evaluation import store as module
-from msgrpo_lab.evaluation.episodes import Played
-from msgrpo_lab.evaluation.store import CellKey, DamagedCellError, Store, digest_of
+from msgrpo_lab.evaluation import results as module
+from msgrpo_lab.evaluation.results import CellKey, DamagedCellError, Played, Store, digest_of
 from msgrpo_lab.rollout.held_out import Outcomes
 
 KEY = CellKey(policy="run:abc/best", scenario="frozenlake", decoding="sampled", digest=digest_of({"a": 1}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,28 +13,32 @@ from omegaconf import OmegaConf
 
 from msgrpo_lab.config import ConfigError
 from msgrpo_lab.evaluation.contender import Contender, Kind, Opened, Origin
-from msgrpo_lab.evaluation.store import digest_of
-from msgrpo_lab.evaluation.weights import folder_digest
+from msgrpo_lab.evaluation.results import digest_of
+from msgrpo_lab.evaluation.trained import folder_digest
 from msgrpo_lab.messages import one_line
 
 if TYPE_CHECKING:
     from msgrpo_lab.lap.policy import LanguagePolicy
     from msgrpo_lab.lap.prompt import PromptBuilder
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+from hydra.utils import instantiate
+
+from msgrpo_lab.engines.scripted import ScriptedEngine
+from msgrpo_lab.evaluation.contender import PolicySpec
+from msgrpo_lab.lap.parser import FirstWordParser
+from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
+from msgrpo_lab.lap.words import word_tokenizer
+from msgrpo_lab.oracle.players import HoleAvoidingPlayer, OptimalPlayer, Player, RandomPlayer, SearchPlayer
+from msgrpo_lab.tsmg.base import TextGame
+from msgrpo_lab.tsmg.frozen_lake import FrozenLake
+from msgrpo_lab.tsmg.snake import Snake
+from msgrpo_lab.types import Sampling
 
 REMOTE_ENGINE = "msgrpo_lab.engines.remote.engine.OpenAIEngine"
 """What the node of an engine of remote models names."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicySpec:
-    """How a language policy reads and answers, as nodes and plain values of the configuration."""
-
-    model: Mapping[str, Any]
-    prompt: Mapping[str, Any]
-    engine: Mapping[str, Any]
-    sampling: Mapping[str, Any]
-    """As `rollout.sampling`; its temperature is not used."""
-    temperature: float
 
 
 class Trained(Protocol):
@@ -184,3 +188,99 @@ def innermost(error: BaseException) -> BaseException:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+class Cast(NamedTuple):
+    """A player and what it plays."""
+
+    make: Callable[[], Player]
+    game: type[TextGame] | None
+    """The only class of games it plays; None: any."""
+
+
+PLAYERS: Mapping[str, Cast] = {
+    "random": Cast(RandomPlayer, None),
+    "optimal": Cast(OptimalPlayer, FrozenLake),
+    "hole_avoiding": Cast(HoleAvoidingPlayer, FrozenLake),
+    "search": Cast(SearchPlayer, Snake),
+}
+"""Every player that can be evaluated, by the name it has on the command line."""
+
+
+def player_contender(name: str) -> Contender:
+    """The player of this name in `PLAYERS`."""
+    cast = PLAYERS[name]
+
+    def opened() -> Opened:
+        return Opened(
+            prompt=_any_prompt(),
+            engine=ScriptedEngine(player=cast.make()),
+            sampling=lambda _: Sampling(),
+        )
+
+    return Contender(
+        label=name,
+        kind="player",
+        identity={"player": name},
+        open=opened,
+        decodings=("sampled",),
+        plays=lambda game: cast.game is None or issubclass(game, cast.game),
+        has_logprobs=False,
+    )
+
+
+@lru_cache(maxsize=1)
+def _any_prompt() -> PromptBuilder:
+    """Players look at the game and not at the prompt; it only has to read a word back as the move that it is."""
+    return PromptBuilder(PromptTemplate(user="{observation}", parser=FirstWordParser()), word_tokenizer())
+
+
+ANSWER_KEYS = ("model", "base_url", "server", "logprobs", "constrain_by", "extra_body")
+"""What answers depend on. With more patience or another key, an evaluation that failed goes on where it stopped."""
+
+
+def remote_contender(label: str, model: str | None, remote: Mapping[str, Any], spec: PolicySpec) -> Contender:
+    """A policy whose model and tokenizer are a server's.
+
+    Results are kept under the server's address and the model's name: that the same name stands for the same weights
+    when an evaluation is taken up again is the server's business.
+
+    Args:
+        label: its name in every result.
+        model: the server's name for the model; None: `remote.model`.
+        remote: the `remote` node, an engine of `conf/engine/openai.yaml`.
+        spec: how it reads and answers; its model is not used. With engine=openai its engine is, in `remote`'s place.
+
+    Raises:
+        ValueError: no model is named, or the server cannot decode as asked; one line.
+    """
+    from msgrpo_lab.assemble import component, decoding_rule
+
+    node = dict(spec.engine if asks_a_server(spec.engine) else remote)
+    if model is not None:
+        node["model"] = model
+    try:
+        engine = instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        raise ValueError(str(innermost(error))) from error
+    template: PromptTemplate = component(OmegaConf.create(dict(spec.prompt)))
+    prompt = engine.prompt(template)
+    config = OmegaConf.create({"rollout": {"sampling": {**spec.sampling, "temperature": spec.temperature}}})
+    # Any game will do: what a server can do does not depend on the words.
+    engine.check_rule(decoding_rule(config, prompt, FrozenLake()), template.opening)
+
+    def opened() -> Opened:
+        return Opened(prompt=prompt, engine=engine, sampling=lambda game: decoding_rule(config, prompt, game))
+
+    return Contender(
+        label=label,
+        kind="remote",
+        identity={
+            "remote": {key: node.get(key) for key in ANSWER_KEYS},
+            "prompt": dict(spec.prompt),
+            "sampling": dict(spec.sampling),
+            "temperature": spec.temperature,
+        },
+        open=opened,
+        origin=Origin(model=str(node["model"])),
+    )
