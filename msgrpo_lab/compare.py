@@ -30,7 +30,7 @@ def run(settings: CompareSettings) -> None:
         ConfigError: the file, a rule or a sampler cannot be used, or a result not be written; one line.
     """
     # What reads files and measures waits until the command line has been found right.
-    from msgrpo_lab.fidelity.rollouts import load_rollout
+    from msgrpo_lab.fidelity.rollout_file import load_rollout
     from msgrpo_lab.fidelity.table import compare
     from msgrpo_lab.seeding import generator
 
@@ -93,8 +93,7 @@ def _report(comparison: Any, settings: CompareSettings, origin: Mapping[str, Any
 
 def _write(comparison: Any, folder: Path, title: str) -> list[Path]:
     """The tables and the figure; returns the files."""
-    from msgrpo_lab.fidelity.figure import draw_comparison, paper_style, save_figure
-    from msgrpo_lab.fidelity.table import as_csv, as_markdown
+    from msgrpo_lab.fidelity.table import as_csv, as_markdown, draw_comparison, paper_style, save_figure
     from msgrpo_lab.files import written_whole
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from lab_made import completion
 
-from msgrpo_lab.fidelity.estimate import Score, resample_groups
+from msgrpo_lab.fidelity.action_probs import ActionTable
 from msgrpo_lab.fidelity.meter import Yardstick, measure, yardstick_of
-from msgrpo_lab.fidelity.rollouts import GameSettings, SavedRollout
+from msgrpo_lab.fidelity.rollout_file import GameSettings, SavedRollout
+from msgrpo_lab.fidelity.statistics import Score, resample_groups
+from msgrpo_lab.fidelity.truth import LakeTruth, lake_truth
 from msgrpo_lab.oracle.gradients import index_texts
 from msgrpo_lab.oracle.lake_values import INVALID, lake_model, lakes_of, optimal_policy, uniform_policy
-from msgrpo_lab.rollout.action_probs import ActionTable
-from msgrpo_lab.rollout.truth import LakeTruth, lake_truth
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import Credit, Episode, ParsedAction, RolloutBatch, Sampling, Turn
 

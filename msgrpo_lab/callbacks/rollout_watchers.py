@@ -18,10 +18,10 @@ from msgrpo_lab.callbacks.tracked_run import TAGGED_GROUPS
 from msgrpo_lab.config.choices import configured
 from msgrpo_lab.credit.base import CreditAssigner
 from msgrpo_lab.data import RolloutDataModule
-from msgrpo_lab.fidelity.estimate import resample_groups
+from msgrpo_lab.fidelity.gradients import ParameterSpace
 from msgrpo_lab.fidelity.meter import draw_repeatedly, measure, yardstick_of
-from msgrpo_lab.fidelity.parameters import ParameterSpace
-from msgrpo_lab.fidelity.rollouts import GameSettings, SavedRollout, save_rollout
+from msgrpo_lab.fidelity.rollout_file import GameSettings, SavedRollout, save_rollout
+from msgrpo_lab.fidelity.statistics import resample_groups
 from msgrpo_lab.oracle.frozen_lake import has_oracle
 from msgrpo_lab.seeding import generator
 

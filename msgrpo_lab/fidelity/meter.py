@@ -25,10 +25,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
-from msgrpo_lab.fidelity.estimate import Score
 from msgrpo_lab.fidelity.gradients import cosine, episode_gradients, group_sums, map_gradients, score_matrix
-from msgrpo_lab.fidelity.statistics import agreement
-from msgrpo_lab.rollout.truth import LakeTruth
+from msgrpo_lab.fidelity.statistics import Score, agreement
+from msgrpo_lab.fidelity.truth import LakeTruth
 from msgrpo_lab.sampler.base import EpisodeSampler
 from msgrpo_lab.sampler.diagnostics import diagnose
 from msgrpo_lab.types import Credit, RolloutBatch, Selection

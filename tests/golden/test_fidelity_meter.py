@@ -12,9 +12,9 @@ from msgrpo_lab.credit.base import rewards_of
 from msgrpo_lab.credit.episode_return import EpisodeReturn
 from msgrpo_lab.credit.exact import Exact
 from msgrpo_lab.credit.reward_to_go import RewardToGo, reward_to_go
-from msgrpo_lab.fidelity.estimate import resample_groups
 from msgrpo_lab.fidelity.gradients import episode_gradients, group_sums, map_gradients, score_matrix
 from msgrpo_lab.fidelity.meter import CREDIT_SCORES, DRAWN_SCORES, draw_repeatedly, measure
+from msgrpo_lab.fidelity.statistics import resample_groups
 from msgrpo_lab.oracle.gradients import exact_gradient, induced_gradient
 from msgrpo_lab.sampler.abs_advantage import AbsAdvantage
 from msgrpo_lab.sampler.outcomes import with_outcomes

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from msgrpo_lab.fidelity.estimate import DAMPING, Estimate, Score, resample_groups
 from msgrpo_lab.fidelity.gradients import cosine
 from msgrpo_lab.fidelity.meter import relative_variance
-from msgrpo_lab.fidelity.statistics import agreement, midranks, rank_correlation
+from msgrpo_lab.fidelity.statistics import (
+    DAMPING,
+    Estimate,
+    Score,
+    agreement,
+    midranks,
+    rank_correlation,
+    resample_groups,
+)
 
 
 def alone(estimate, exact, weight=None):

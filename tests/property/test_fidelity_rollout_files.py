@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from lab_made import small_lab
 
-from msgrpo_lab.fidelity.columns import SCHEMA
-from msgrpo_lab.fidelity.rollouts import GameSettings, SavedRollout, load_rollout, save_rollout
-from msgrpo_lab.rollout.action_probs import ActionTable
+from msgrpo_lab.fidelity.action_probs import ActionTable
+from msgrpo_lab.fidelity.rollout_file import SCHEMA, GameSettings, SavedRollout, load_rollout, save_rollout
 from msgrpo_lab.types import Completion, Episode, ParsedAction, RolloutBatch, Sampling, Turn
 
 INT64 = st.integers(-(2**63), 2**63 - 1)

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from lab_made import small_lab
 
 from msgrpo_lab.credit.episode_return import EpisodeReturn
-from msgrpo_lab.fidelity.estimate import resample_groups
 from msgrpo_lab.fidelity.meter import measure, yardstick_of
-from msgrpo_lab.fidelity.rollouts import GameSettings, SavedRollout, load_rollout, save_rollout
+from msgrpo_lab.fidelity.rollout_file import GameSettings, SavedRollout, load_rollout, save_rollout
+from msgrpo_lab.fidelity.statistics import resample_groups
 
 LAKE = ("env.horizon=6", "rollout.num_groups=6", "rollout.group_size=4")
 FREE = ("rollout.sampling.constrain=false", "rollout.sampling.max_new_tokens=2", "rollout.truth_completions=8")

@@ -20,8 +20,7 @@ from omegaconf import OmegaConf
 from msgrpo_lab import compare as command
 from msgrpo_lab.callbacks.rollout_watchers import FidelityMeter, RolloutKeeper
 from msgrpo_lab.config.choices import options_of
-from msgrpo_lab.fidelity.parquet import META
-from msgrpo_lab.fidelity.rollouts import load_rollout
+from msgrpo_lab.fidelity.rollout_file import META, load_rollout
 from msgrpo_lab.fidelity.table import COLUMNS, HEADINGS, OVER_BASE_CREDIT, OVER_BASE_SAMPLER
 
 ROOT = Path(__file__).parents[2]

@@ -19,11 +19,20 @@ from msgrpo_lab.config import ConfigError, conf_dir
 from msgrpo_lab.config.choices import options_of
 from msgrpo_lab.credit.episode_return import EpisodeReturn
 from msgrpo_lab.credit.exact import Exact
-from msgrpo_lab.fidelity.figure import draw_comparison, paper_style, save_figure
 from msgrpo_lab.fidelity.meter import CREDIT_SCORES, DRAWN_SCORES
-from msgrpo_lab.fidelity.rollouts import GameSettings, save_rollout
+from msgrpo_lab.fidelity.rollout_file import GameSettings, save_rollout
 from msgrpo_lab.fidelity.settings import read_settings
-from msgrpo_lab.fidelity.table import OVER_BASE_CREDIT, OVER_BASE_SAMPLER, as_csv, as_markdown, compare, shown
+from msgrpo_lab.fidelity.table import (
+    OVER_BASE_CREDIT,
+    OVER_BASE_SAMPLER,
+    as_csv,
+    as_markdown,
+    compare,
+    draw_comparison,
+    paper_style,
+    save_figure,
+    shown,
+)
 from msgrpo_lab.sampler.abs_advantage import AbsAdvantage
 from msgrpo_lab.sampler.uniform import Uniform
 

@@ -7,8 +7,8 @@ import pytest
 from lab_made import fit, move, small_lab
 
 from msgrpo_lab.assemble import Lab
-from msgrpo_lab.rollout.action_probs import exact_table, table_maker
-from msgrpo_lab.rollout.truth import lake_truth
+from msgrpo_lab.fidelity.action_probs import exact_table, table_maker
+from msgrpo_lab.fidelity.truth import lake_truth
 from msgrpo_lab.types import RolloutBatch
 
 EXACT = ("env=frozenlake_slippery", "env.horizon=5", "credit=exact")

@@ -14,9 +14,16 @@ import pytest
 from fidelity_made import Played, play
 from lab_made import rollout
 
-from msgrpo_lab.fidelity.columns import as_columns
-from msgrpo_lab.fidelity.parquet import META, VERSION, WITHOUT_DIGEST, content_digest
-from msgrpo_lab.fidelity.rollouts import GameSettings, load_rollout, save_rollout
+from msgrpo_lab.fidelity.rollout_file import (
+    META,
+    VERSION,
+    WITHOUT_DIGEST,
+    GameSettings,
+    as_columns,
+    content_digest,
+    load_rollout,
+    save_rollout,
+)
 from msgrpo_lab.files import written_whole
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 

@@ -12,9 +12,9 @@ from lab_made import fit, small_lab
 
 from msgrpo_lab.callbacks.rollout_watchers import FidelityMeter, RolloutKeeper
 from msgrpo_lab.credit.episode_return import EpisodeReturn
-from msgrpo_lab.fidelity.estimate import resample_groups
 from msgrpo_lab.fidelity.meter import CREDIT_SCORES, DRAWN_SCORES, measure, yardstick_of
-from msgrpo_lab.fidelity.rollouts import load_rollout
+from msgrpo_lab.fidelity.rollout_file import load_rollout
+from msgrpo_lab.fidelity.statistics import resample_groups
 
 LAKE = ("env=frozenlake_slippery", "env.horizon=6", "rollout.num_groups=12", "sampler=abs_adv")
 

@@ -11,9 +11,9 @@ import torch
 from fidelity_made import credit_of
 from lab_made import Lab, small_lab
 
-from msgrpo_lab.fidelity.parameters import ParameterSpace
-from msgrpo_lab.rollout.action_probs import exact_table
-from msgrpo_lab.rollout.truth import LakeTruth, lake_truth
+from msgrpo_lab.fidelity.action_probs import exact_table
+from msgrpo_lab.fidelity.gradients import ParameterSpace
+from msgrpo_lab.fidelity.truth import LakeTruth, lake_truth
 from msgrpo_lab.types import RolloutBatch
 
 LAKE = ("env=frozenlake_slippery", "env.horizon=5", "rollout.num_groups=4")

@@ -21,10 +21,9 @@ from lab_made import small_lab
 
 from msgrpo_lab import compare as command
 from msgrpo_lab.credit.rloo import RLOO
-from msgrpo_lab.fidelity.estimate import resample_groups
 from msgrpo_lab.fidelity.meter import draw_repeatedly, measure
-from msgrpo_lab.fidelity.parquet import META, WITHOUT_DIGEST
-from msgrpo_lab.fidelity.rollouts import GameSettings, SavedRollout, save_rollout
+from msgrpo_lab.fidelity.rollout_file import META, WITHOUT_DIGEST, GameSettings, SavedRollout, save_rollout
+from msgrpo_lab.fidelity.statistics import resample_groups
 from msgrpo_lab.sampler.outcomes import with_outcomes
 from msgrpo_lab.sampler.uniform import Uniform
 
