@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from msgrpo_lab.lap.parser import ActionParser, ActionTagParser, FirstWordParser
+from msgrpo_lab.lap.prompt import ActionParser, ActionTagParser, FirstWordParser
 from msgrpo_lab.types import ParsedAction
 
 LEGAL = ("Left", "Down", "Right", "Up")

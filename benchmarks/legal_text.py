@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-from msgrpo_lab.lap.parser import FirstWordParser
+from msgrpo_lab.lap.prompt import FirstWordParser
 from msgrpo_lab.types import ParsedAction
 
 

@@ -17,8 +17,7 @@ import torch
 from msgrpo_lab.collate import narrowed
 from msgrpo_lab.decoder.plan import Sharing
 from msgrpo_lab.engines.hf.constrained import choice_trie
-from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.work import UpdateWork, peak_memory_mb, update_work
+from msgrpo_lab.lap.policy import LanguagePolicy, UpdateWork, peak_memory_mb, update_work
 from msgrpo_lab.loss import LossStats, PolicyGradientLoss, sum_stats
 from msgrpo_lab.optim import AdamW
 from msgrpo_lab.types import Sampling, TrainBatch

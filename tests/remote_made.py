@@ -12,8 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from msgrpo_lab.engines.remote.engine import OpenAIEngine
-from msgrpo_lab.lap.parser import FirstWordParser
-from msgrpo_lab.lap.prompt import PromptTemplate
+from msgrpo_lab.lap.prompt import FirstWordParser, PromptTemplate
 
 KEY = "sk-planted-0123456789-never-to-be-seen"
 WORDS = ("Left", "Down", "Right", "Up")

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from msgrpo_lab.engines.base import Settled, check_lengths
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.words import word_tokenizer
+from msgrpo_lab.lap.sources import word_tokenizer
 from msgrpo_lab.oracle.players import Player
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Completion, Sampling

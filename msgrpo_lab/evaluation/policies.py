@@ -28,9 +28,8 @@ from hydra.utils import instantiate
 
 from msgrpo_lab.engines.scripted import ScriptedEngine
 from msgrpo_lab.evaluation.contender import PolicySpec
-from msgrpo_lab.lap.parser import FirstWordParser
-from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
-from msgrpo_lab.lap.words import word_tokenizer
+from msgrpo_lab.lap.prompt import FirstWordParser, PromptBuilder, PromptTemplate
+from msgrpo_lab.lap.sources import word_tokenizer
 from msgrpo_lab.oracle.players import HoleAvoidingPlayer, OptimalPlayer, Player, RandomPlayer, SearchPlayer
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake

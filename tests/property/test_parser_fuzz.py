@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.fuzz_parsers import LEGAL, PARSERS, PIECES, fuzz, main
-from msgrpo_lab.lap.parser import ActionParser, ActionTagParser, FirstWordParser
+from msgrpo_lab.lap.prompt import ActionParser, ActionTagParser, FirstWordParser
 
 FIRST, TAG = FirstWordParser(), ActionTagParser()
 TEXTS = 50_000

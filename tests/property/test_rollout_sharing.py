@@ -18,9 +18,8 @@ from msgrpo_lab.engines.hf import prompts as packed
 from msgrpo_lab.engines.hf.engine import HFEngine
 from msgrpo_lab.engines.hf.free import BLOCK, draw_grouped
 from msgrpo_lab.engines.naive import NaiveEngine
-from msgrpo_lab.lap.parser import FirstWordParser
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
+from msgrpo_lab.lap.prompt import FirstWordParser, PromptBuilder, PromptTemplate
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.seeding import episode_generators
 from msgrpo_lab.tsmg.base import TextGame

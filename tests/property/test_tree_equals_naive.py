@@ -18,7 +18,7 @@ from msgrpo_lab.decoder.plan import Sharing, plan_forward
 from msgrpo_lab.decoder.tree import cut_tree
 from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.words import word_tokenizer
+from msgrpo_lab.lap.sources import word_tokenizer
 from msgrpo_lab.loss import MSGRPOLoss, Reduction, sum_stats
 from msgrpo_lab.types import Sampling, TrainBatch
 

@@ -26,9 +26,8 @@ from msgrpo_lab.engines.base import RolloutEngine
 from msgrpo_lab.engines.hf.engine import HFEngine
 from msgrpo_lab.engines.remote.engine import OpenAIEngine
 from msgrpo_lab.lap.build import build_policy
-from msgrpo_lab.lap.parser import FirstWordParser
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
+from msgrpo_lab.lap.prompt import FirstWordParser, PromptBuilder, PromptTemplate
 from msgrpo_lab.lap.sources import LocalModel
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.seeding import episode_generators, held_out_seeds

@@ -306,7 +306,7 @@ def _raise_unset() -> str:
     [("ActionTagParser", True, True), ("ActionTagParser", False, False), ("FirstWordParser", True, False)],
 )
 def test_constrained_decoding_needs_a_prompt_for_one_word(parser: str, constrain: bool, refused: bool) -> None:
-    prompt = {"parser": {"_target_": f"msgrpo_lab.lap.parser.{parser}"}}
+    prompt = {"parser": {"_target_": f"msgrpo_lab.lap.prompt.{parser}"}}
     found = mistakes_in(prompt=prompt, rollout={"sampling": {"constrain": constrain}})
     assert (len(found) == 1 and found[0].startswith("rollout.sampling.constrain=true: ")) is refused
 

@@ -15,8 +15,7 @@ from msgrpo_lab.engines.hf.engine import HFEngine
 from msgrpo_lab.engines.naive import NaiveEngine
 from msgrpo_lab.lap.build import build_policy
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.sources import RandomLlama
-from msgrpo_lab.lap.words import word_tokenizer
+from msgrpo_lab.lap.sources import RandomLlama, word_tokenizer
 from msgrpo_lab.seeding import episode_generators
 from msgrpo_lab.types import Sampling
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from msgrpo_lab.lap.parser import ActionParser, ActionTagParser, FirstWordParser
+from msgrpo_lab.lap.prompt import ActionParser, ActionTagParser, FirstWordParser
 
 WORDS = ("Left", "Down", "Right", "Up")
 FIRST, TAG = FirstWordParser(), ActionTagParser()

@@ -14,8 +14,8 @@ import torch
 from lab_made import small_policy
 
 from msgrpo_lab.lap.build import build_policy
-from msgrpo_lab.lap.gguf_parts import GgufParts
-from msgrpo_lab.lap.sources import GgufWheel, LocalModel, ModelSourceError, RandomLlama
+from msgrpo_lab.lap.gguf import GgufParts, GgufWheel
+from msgrpo_lab.lap.sources import LocalModel, ModelSourceError, RandomLlama
 
 GGUF = b"GGUF, or so it says"
 

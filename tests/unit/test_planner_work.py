@@ -11,9 +11,9 @@ from msgrpo_lab.assemble import component
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.decoder.plan import plan_forward
 from msgrpo_lab.lap.build import OutlinedModel, build_policy
+from msgrpo_lab.lap.policy import update_work
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.lap.sources import RandomLlama
-from msgrpo_lab.lap.work import update_work
 from msgrpo_lab.planner.cells import outline
 from msgrpo_lab.planner.hours import update_flops
 from msgrpo_lab.planner.memory import Memory, estimate, saved_per_token

@@ -12,9 +12,8 @@ from lab_made import small_policy
 
 from msgrpo_lab.engines.hf.engine import HFEngine
 from msgrpo_lab.engines.scripted import ScriptedEngine
-from msgrpo_lab.lap.parser import FirstWordParser
-from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
-from msgrpo_lab.lap.words import word_tokenizer
+from msgrpo_lab.lap.prompt import FirstWordParser, PromptBuilder, PromptTemplate
+from msgrpo_lab.lap.sources import word_tokenizer
 from msgrpo_lab.oracle.players import FixedPlayer, Player, RandomPlayer
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, episode_generators, generator, held_out_seeds

@@ -16,9 +16,8 @@ from lab_made import ids, small_lab, small_policy
 from msgrpo_lab.engines.base import draw_uniforms
 from msgrpo_lab.engines.hf.engine import HFEngine
 from msgrpo_lab.engines.naive import NaiveEngine
-from msgrpo_lab.lap.parser import ActionTagParser, FirstWordParser
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
+from msgrpo_lab.lap.prompt import ActionTagParser, FirstWordParser, PromptBuilder, PromptTemplate
 from msgrpo_lab.seeding import episode_generators
 from msgrpo_lab.types import Sampling
 

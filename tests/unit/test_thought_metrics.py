@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lab_made import rollout, turn
 
-from msgrpo_lab.lap.parser import ActionTagParser
+from msgrpo_lab.lap.prompt import ActionTagParser
 from msgrpo_lab.rollout.thoughts import thought_metrics
 from msgrpo_lab.types import Turn
 

@@ -13,7 +13,7 @@ from lab_made import SMALL_RUN, composed, fit, small_lab, small_policy, train_ba
 
 from msgrpo_lab.decoder.decoding import ChoiceTrie
 from msgrpo_lab.decoder.plan import plan_forward
-from msgrpo_lab.lap.work import UpdateWork, peak_memory_mb, update_work
+from msgrpo_lab.lap.policy import UpdateWork, peak_memory_mb, update_work
 from msgrpo_lab.types import Sampling
 
 FREE = ("rollout.sampling.constrain=false", "rollout.sampling.max_new_tokens=3")
@@ -67,7 +67,7 @@ def test_peak_memory_is_that_of_this_process() -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc")
 def test_the_peak_is_this_process_and_not_the_one_that_started_it() -> None:
     held = np.ones(100_000_000)  # 800 MB
-    code = "import torch; from msgrpo_lab.lap.work import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
+    code = "import torch; from msgrpo_lab.lap.policy import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 50 < float(done.stdout) < held.nbytes / 2**20
 
