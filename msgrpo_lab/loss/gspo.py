@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from msgrpo_lab.loss.base import PolicyGradientLoss, Surrogate, Tokens, check_clip
+from msgrpo_lab.loss.base import PolicyGradientLoss, Surrogate, Tokens, check_clip, exp_tangent
 from msgrpo_lab.loss.ms_grpo import clipped_surrogate
-from msgrpo_lab.loss.reduction import exp_tangent
 
 
 def sequence_ratio(log_ratio_SL: Float[Tensor, "S L"], mask_SL: Bool[Tensor, "S L"]) -> Float[Tensor, "S 1"]:

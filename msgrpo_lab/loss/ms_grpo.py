@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from msgrpo_lab.loss.base import LossStats, PolicyGradientLoss, Surrogate, Tokens, check_clip, loss_stats
-from msgrpo_lab.loss.reduction import Reduction
+from msgrpo_lab.loss.base import LossStats, PolicyGradientLoss, Reduction, Surrogate, Tokens, check_clip, loss_stats
 
 
 def clipped_surrogate(

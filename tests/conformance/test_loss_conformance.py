@@ -13,7 +13,7 @@ from loss_made import evaluate, random_batch
 from omegaconf import OmegaConf
 
 from msgrpo_lab.loss import LossStats, PolicyGradientLoss, sum_stats
-from msgrpo_lab.loss.reduction import reduce_terms
+from msgrpo_lab.loss.base import reduce_terms
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "loss"
 PATHS = sorted(CONF.glob("*.yaml"))
