@@ -15,8 +15,7 @@ from msgrpo_lab.fidelity.meter import Yardstick, measure, yardstick_of
 from msgrpo_lab.fidelity.rollout_file import GameSettings, SavedRollout
 from msgrpo_lab.fidelity.statistics import Score, resample_groups
 from msgrpo_lab.fidelity.truth import LakeTruth, lake_truth
-from msgrpo_lab.oracle.gradients import index_texts
-from msgrpo_lab.oracle.lake_values import INVALID, lake_model, lakes_of, optimal_policy, uniform_policy
+from msgrpo_lab.oracle.lake_values import INVALID, index_texts, lake_model, lakes_of, optimal_policy, uniform_policy
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import Credit, Episode, ParsedAction, RolloutBatch, Sampling, Turn
 

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 
 from msgrpo_lab.data import RolloutDataModule
-from msgrpo_lab.oracle.reference import Score
+from msgrpo_lab.oracle.players import Score
 from msgrpo_lab.rollout.held_out import Outcomes, held_out_references, play_held_out, reference_ends
 from msgrpo_lab.rollout.map_split import Maps, prompt_digests
 

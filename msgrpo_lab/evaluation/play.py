@@ -16,7 +16,7 @@ from msgrpo_lab.evaluation.contender import Contender, Decoding, Opened
 from msgrpo_lab.evaluation.results import CellKey, Played, Store, code_digest, digest_of
 from msgrpo_lab.evaluation.scenarios import Scenario
 from msgrpo_lab.evaluation.settings import Settings
-from msgrpo_lab.oracle.reference import Score
+from msgrpo_lab.oracle.players import Score
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.rollout.held_out import held_out_references, play_held_out, reference_ends
 

@@ -20,8 +20,7 @@ from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.fidelity.truth import LakeTruth
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
-from msgrpo_lab.oracle.gradients import TextIndex, state_gradient
-from msgrpo_lab.oracle.lake_values import PolicyValues
+from msgrpo_lab.oracle.lake_values import PolicyValues, TextIndex, state_gradient
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Credit, RolloutBatch, Sampling, TrainBatch
 

@@ -17,8 +17,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from msgrpo_lab.fidelity.action_probs import ActionTable, TableMaker
-from msgrpo_lab.oracle.gradients import TextIndex, exact_gradient, index_texts, induced_gradient
-from msgrpo_lab.oracle.lake_values import INVALID, PolicyValues, lake_model, lakes_of, policy_values
+from msgrpo_lab.oracle.lake_values import (
+    INVALID,
+    PolicyValues,
+    TextIndex,
+    exact_gradient,
+    index_texts,
+    induced_gradient,
+    lake_model,
+    lakes_of,
+    policy_values,
+)
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import RolloutBatch

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from msgrpo_lab.oracle.frozen_lake import NUM_ACTIONS, hole_avoiding_policy
-from msgrpo_lab.oracle.gradients import index_texts
-from msgrpo_lab.oracle.lake_values import lake_model, policy_values
+from msgrpo_lab.oracle.lake_values import index_texts, lake_model, policy_values
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.tsmg.lake import Lake
 

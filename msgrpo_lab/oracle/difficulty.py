@@ -15,8 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from msgrpo_lab.oracle.frozen_lake import optimal_success, random_success
-from msgrpo_lab.oracle.players import Player, RandomPlayer, SearchPlayer
-from msgrpo_lab.oracle.reference import Score, simulate
+from msgrpo_lab.oracle.players import Player, RandomPlayer, Score, SearchPlayer, simulate
 from msgrpo_lab.seeding import held_out_seeds
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake

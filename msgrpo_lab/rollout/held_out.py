@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from msgrpo_lab.engines.base import RolloutEngine
-from msgrpo_lab.oracle.reference import Score, baseline_names, reference_scores
+from msgrpo_lab.oracle.players import Score, baseline_names, reference_scores
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.seeding import episode_generators, generator, held_out_seeds
 from msgrpo_lab.tsmg.base import TextGame

@@ -15,7 +15,7 @@ from msgrpo_lab.credit.reward_to_go import RewardToGo, reward_to_go
 from msgrpo_lab.fidelity.gradients import episode_gradients, group_sums, map_gradients, score_matrix
 from msgrpo_lab.fidelity.meter import CREDIT_SCORES, DRAWN_SCORES, draw_repeatedly, measure
 from msgrpo_lab.fidelity.statistics import resample_groups
-from msgrpo_lab.oracle.gradients import exact_gradient, induced_gradient
+from msgrpo_lab.oracle.lake_values import exact_gradient, induced_gradient
 from msgrpo_lab.sampler.abs_advantage import AbsAdvantage
 from msgrpo_lab.sampler.outcomes import with_outcomes
 from msgrpo_lab.sampler.positive_only import PositiveOnly

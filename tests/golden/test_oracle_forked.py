@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from msgrpo_lab.oracle.forked import ForkedValues, forked_values
-from msgrpo_lab.oracle.gradients import index_texts
-from msgrpo_lab.oracle.lake_values import INVALID, lake_model, lakes_of, policy_values
+from msgrpo_lab.oracle.lake_values import INVALID, index_texts, lake_model, lakes_of, policy_values
 from msgrpo_lab.oracle.players import FixedPlayer, RandomPlayer, SearchPlayer, TextPlayer
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.tsmg.snake import Snake

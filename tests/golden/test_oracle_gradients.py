@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from msgrpo_lab.oracle.gradients import TextIndex, exact_gradient, index_texts, induced_gradient, state_gradient
-from msgrpo_lab.oracle.lake_values import INVALID, LakeModel, lake_model, lakes_of, policy_values
+from msgrpo_lab.oracle.lake_values import (
+    INVALID,
+    LakeModel,
+    TextIndex,
+    exact_gradient,
+    index_texts,
+    induced_gradient,
+    lake_model,
+    lakes_of,
+    policy_values,
+    state_gradient,
+)
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.tsmg.lake import Lake
 

@@ -16,9 +16,13 @@ from msgrpo_lab.oracle.players import (
     OptimalPlayer,
     Player,
     RandomPlayer,
+    Score,
     SearchPlayer,
+    baseline_names,
+    play,
+    reference_scores,
+    simulate,
 )
-from msgrpo_lab.oracle.reference import Score, baseline_names, play, reference_scores, simulate
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.tsmg.snake import Snake

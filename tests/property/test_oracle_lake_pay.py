@@ -6,8 +6,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msgrpo_lab.oracle.gradients import exact_gradient, index_texts, state_gradient
-from msgrpo_lab.oracle.lake_values import INVALID, lake_model, lakes_of, policy_values, step_pay
+from msgrpo_lab.oracle.lake_values import (
+    INVALID,
+    exact_gradient,
+    index_texts,
+    lake_model,
+    lakes_of,
+    policy_values,
+    state_gradient,
+    step_pay,
+)
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 
 GAMES = st.fixed_dictionaries(
