@@ -74,8 +74,7 @@ def run(request: Request) -> None:
     """
     jobs = sound_jobs(["-m", *request.overrides], "train")
     # Heavy imports wait until the command line has been found right.
-    from msgrpo_lab.planner.cells import plan_cells
-    from msgrpo_lab.planner.report import as_json, as_text
+    from msgrpo_lab.planner.report import as_json, as_text, plan_cells
 
     warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*")
     try:

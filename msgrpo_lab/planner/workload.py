@@ -6,25 +6,89 @@ Counted on a rollout of the configuration's own size that a random player plays;
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from omegaconf import DictConfig
 
 from msgrpo_lab.assemble import component, decoding_rule
 from msgrpo_lab.collate import collate, split_episodes
 from msgrpo_lab.decoder.decoding import num_candidates
 from msgrpo_lab.decoder.plan import ForwardPlan, plan_forward
+from msgrpo_lab.engines.base import Settled, check_lengths
 from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
-from msgrpo_lab.planner.play import RandomAnswers
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, episode_generators, generator, held_out_seeds
-from msgrpo_lab.types import Credit, RolloutBatch, Sampling, Selection, TrainBatch
+from msgrpo_lab.tsmg.base import TextGame
+from msgrpo_lab.types import Completion, Credit, RolloutBatch, Sampling, Selection, TrainBatch
+
+
+class RandomAnswers:
+    """A rollout engine whose answers name a legal action, each as often as any other.
+
+    Args:
+        answer_tokens: tokens of an answer under free decoding.
+        vocabulary: each of them is a random number below it, or below k under top-k: the more there are to choose from,
+            the less often two answers begin alike.
+    """
+
+    samples_policy = False
+
+    def __init__(self, answer_tokens: int, vocabulary: int) -> None:
+        self.answer_tokens = answer_tokens
+        self.vocabulary = vocabulary
+        self._games: Sequence[TextGame] = ()
+
+    def sync(self, policy: LanguagePolicy, version: int) -> None:
+        """There is no policy."""
+
+    def observe(self, games: Sequence[TextGame]) -> None:
+        """See `RolloutEngine.observe`."""
+        self._games = games
+
+    def generate(
+        self,
+        prompts: Sequence[Int[np.ndarray, " P"]],
+        sampling: Sampling,
+        rngs: Sequence[np.random.Generator],
+        settled: Settled | None = None,  # noqa: ARG002
+    ) -> list[Completion]:
+        """A random legal action in each of the games shown last."""
+        check_lengths(prompts, rngs)
+        completions = []
+        for prompt, game, rng in zip(prompts, self._games, rngs, strict=True):
+            number = int(rng.integers(len(game.legal_actions)))
+            if sampling.choices is None:
+                tokens = rng.integers(min(self.vocabulary, sampling.top_k or self.vocabulary), size=self.answer_tokens)
+            else:
+                tokens = np.array(sampling.choices[number], dtype=np.int64)
+            completions.append(
+                Completion(
+                    prompt_ids=prompt,
+                    token_ids=tokens,
+                    logprobs=np.zeros(len(tokens), dtype=np.float32),
+                    # Read alike by the parsers of words and of tags.
+                    text=f"<action>{game.legal_actions[number]}</action>",
+                    finish_reason="stop",
+                    policy_version=0,
+                )
+            )
+        return completions
+
+    def metrics(self) -> Mapping[str, float]:
+        """Nothing was computed."""
+        return {}
+
+    def close(self) -> None:
+        """Lets go of the games."""
+        self._games = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,3 +319,58 @@ def _pass(plan: ForwardPlan) -> Pass:
         cells=cells,
         scores=scores,
     )
+
+
+PIECE = re.compile(r" ?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]|\s+")
+LONGEST_WORD = 10
+"""Letters of a word that is one token; a longer one is split."""
+DEFAULT_SYSTEM = "You are a helpful assistant."
+"""What chat templates say where a prompt has no system message of its own."""
+
+
+class EstimatedTokenizer:
+    """Stands where a tokenizer would: texts become numbers, equal pieces equal ones.
+
+    The numbers mean nothing to a model. What can be read from them is how many there are and what texts begin alike.
+    """
+
+    name_or_path = "estimated"
+    chat_template = "<|im_start|>{role}\n{content}<|im_end|>\n"
+    """The ChatML layout, which Qwen2.5 and SmolLM2 are taught."""
+    unk_token_id = None
+    eos_token_id = None
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:  # noqa: ARG002  a tokenizer's signature
+        """One number a piece."""
+        return [self._numbers.setdefault(piece, len(self._numbers)) for piece in _pieces(text)]
+
+    def apply_chat_template(
+        self,
+        chat: Sequence[Mapping[str, str]],
+        tokenize: bool = False,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The chat as text, with the special tokens that open and close a message.
+
+        Raises:
+            ValueError: token numbers are asked for.
+        """
+        if tokenize:
+            raise ValueError("tokenize=True: the estimate renders texts only; call encode() on them")
+        system = [] if chat and chat[0]["role"] == "system" else [{"role": "system", "content": DEFAULT_SYSTEM}]
+        text = "".join(f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in [*system, *chat])
+        return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+
+
+def _pieces(text: str) -> list[str]:
+    found: list[str] = []
+    for special, plain in re.findall(r"(<\|im_\w+\|>)|((?:(?!<\|im_).)+)", text, re.DOTALL):
+        if special:
+            found.append(special)
+            continue
+        for piece in PIECE.findall(plain):
+            found += [piece[start : start + LONGEST_WORD] for start in range(0, len(piece), LONGEST_WORD)]
+    return found

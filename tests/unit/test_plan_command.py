@@ -13,8 +13,7 @@ from lab_made import training_presets
 
 from msgrpo_lab.config.command_line import sound_jobs
 from msgrpo_lab.plan import main, read_request
-from msgrpo_lab.planner.cells import plan_cells
-from msgrpo_lab.planner.report import as_json, as_text
+from msgrpo_lab.planner.report import as_json, as_text, plan_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("model=tiny", "debug=fast")

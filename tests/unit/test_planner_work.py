@@ -14,12 +14,9 @@ from msgrpo_lab.lap.build import OutlinedModel, build_policy
 from msgrpo_lab.lap.policy import update_work
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.lap.sources import RandomLlama
-from msgrpo_lab.planner.cells import outline
-from msgrpo_lab.planner.hours import update_flops
-from msgrpo_lab.planner.memory import Memory, estimate, saved_per_token
-from msgrpo_lab.planner.model_size import ModelSize, size_of
-from msgrpo_lab.planner.tokens import EstimatedTokenizer
-from msgrpo_lab.planner.workload import Workload, _pass, answer_length, distinct_tokens, measure
+from msgrpo_lab.planner.cost import Memory, ModelSize, estimate, saved_per_token, size_of, update_flops
+from msgrpo_lab.planner.report import outline
+from msgrpo_lab.planner.workload import EstimatedTokenizer, Workload, _pass, answer_length, distinct_tokens, measure
 from msgrpo_lab.types import Sampling
 
 
