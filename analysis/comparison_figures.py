@@ -16,10 +16,6 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.cells import score_metric
-from analysis.comparisons import improvement_interval, sign_test
-from analysis.curves import BOOTSTRAP_SEED, MODES, OVER_EPISODES, OVER_RUNS
-from analysis.scores import normalised_scores, profiles
 from analysis.sheet import REFERENCE_COLOUR, Sheet
 from analysis.style import (
     GREY,
@@ -32,6 +28,8 @@ from analysis.style import (
 )
 from analysis.training_figures import TOKENS, spent_before
 from msgrpo_lab.intervals import mean_of_means, probability_of_improvement, stratified_bootstrap, t_interval
+from msgrpo_lab.report.comparisons import improvement_interval, normalised_scores, profiles, sign_test
+from msgrpo_lab.report.curves import BOOTSTRAP_SEED, MODES, OVER_EPISODES, OVER_RUNS, score_metric
 
 BASE_SAMPLER = "uniform"
 AT_UPDATES = "equal updates"

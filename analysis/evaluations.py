@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.cells import ENV_ORDER, SAMPLER_ORDER, rank
-from analysis.curves import BOOTSTRAP_SEED, MODES, OVER_EPISODES, OVER_RUNS
-from analysis.load import LATEST
-from analysis.store import KIND, PARENT, Runs, TrackingError
 from msgrpo_lab.intervals import Interval, mean_of_means, stratified_bootstrap
+from msgrpo_lab.report.curves import BOOTSTRAP_SEED, ENV_ORDER, MODES, OVER_EPISODES, OVER_RUNS, SAMPLER_ORDER, rank
+from msgrpo_lab.report.sweep import KIND, LATEST, PARENT, Runs, TrackingError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -186,7 +184,7 @@ def as_references(evaluations: pd.DataFrame, points: pd.DataFrame, trained: Coll
 
     Args:
         evaluations: from `load_evaluations`.
-        points: from `analysis.cells.join`.
+        points: from `msgrpo_lab.report.curves.join`.
         trained: names of the models that were trained; their untrained selves are the first points of their curves.
 
     Returns:

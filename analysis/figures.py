@@ -1,6 +1,6 @@
 """Scores over training and at its end. One function a figure: tidy points in, a drawing and the very numbers out.
 
-`points` is the table of `analysis.cells.join`. A figure with nothing to show is None; a warning says what is missing.
+`points` is the table of `msgrpo_lab.report.curves.join`. A figure with nothing to show is None; a warning says what is missing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.cells import ENV_ORDER, panels, rank, score_metric
-from analysis.curves import best_run, curve, last_values, references, summary
 from analysis.evaluations import transfer
 from analysis.sheet import Sheet
 from analysis.style import (
@@ -42,6 +40,17 @@ from analysis.style import (
     styles_of,
     two_digits,
 )
+from msgrpo_lab.report.curves import (
+    ENV_ORDER,
+    best_run,
+    curve,
+    last_values,
+    panels,
+    rank,
+    references,
+    score_metric,
+    summary,
+)
 
 log = logging.getLogger("analysis.figures")
 
@@ -51,7 +60,7 @@ RETURN = "train/return_mean"
 def learning_curves(points: pd.DataFrame) -> Drawing | None:
     """The paper's figure: held-out sampled score against updates, a panel an environment, a line a method.
 
-    Mean over runs with its band, the single best run dashed (`analysis.curves.best_run`), and a thin line a reference
+    Mean over runs with its band, the single best run dashed (`msgrpo_lab.report.curves.best_run`), and a thin line a reference
     player or evaluated model.
     """
     found = []

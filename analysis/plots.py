@@ -17,15 +17,14 @@ if __package__ in (None, ""):  # run by path: Python put analysis/ itself on the
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis import comparison_figures, figures, training_figures
-from analysis.cells import join, label_methods
 from analysis.evaluations import MATCHING, NO_EVALUATIONS, as_references, load_evaluations
 from analysis.figures import transfer_matrix
-from analysis.load import LATEST, NO_PARENT, keep_finished, load_metrics, load_runs
-from analysis.report import write_table
 from analysis.sheet import paper_style
-from analysis.store import TrackingError, copy_cards
 from analysis.style import Drawing
 from analysis.training_figures import efficiency
+from msgrpo_lab.report.curves import join, label_methods
+from msgrpo_lab.report.sweep import LATEST, NO_PARENT, TrackingError, copy_cards, keep_finished, load_metrics, load_runs
+from msgrpo_lab.report.table import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES: dict[str, Callable[[pd.DataFrame], Drawing | None]] = {
@@ -73,7 +72,7 @@ def draw(
     Args:
         tracking_uri: MLflow tracking address.
         experiment: experiment name.
-        sweep: "latest", "none" or parent run ids, as in `analysis.load.load_runs`.
+        sweep: "latest", "none" or parent run ids, as in `msgrpo_lab.report.sweep.load_runs`.
         out: folder to write into; made if it is not there.
         evaluations: which evaluation runs, as in `analysis.evaluations.load_evaluations`.
 

@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.cells import SAMPLER_ORDER
-from analysis.curves import OVER_EPISODES, OVER_GROUPS, OVER_RUNS, OVER_SEEDS
 from analysis.sheet import REFERENCE_COLOUR, Sheet
+from msgrpo_lab.report.curves import OVER_EPISODES, OVER_GROUPS, OVER_RUNS, OVER_SEEDS, SAMPLER_ORDER
 
 ENV_TITLES = {
     "frozenlake": "Frozen Lake",

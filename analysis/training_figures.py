@@ -13,8 +13,6 @@ import pandas as pd
 from jaxtyping import Float, Int
 from matplotlib.lines import Line2D
 
-from analysis.cells import score_metric
-from analysis.curves import OVER_EPISODES, OVER_GROUPS, curve
 from analysis.sheet import Sheet
 from analysis.style import (
     GREY,
@@ -31,6 +29,7 @@ from analysis.style import (
     set_limits,
     styles_of,
 )
+from msgrpo_lab.report.curves import OVER_EPISODES, OVER_GROUPS, curve, score_metric
 
 log = logging.getLogger("analysis.training_figures")
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Protocol
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from msgrpo_lab.callbacks.card import keep_card
 from msgrpo_lab.callbacks.csv_tracking import CSVTracking
 from msgrpo_lab.callbacks.entries import known_points, points_of
 from msgrpo_lab.callbacks.outbox import Outbox
@@ -40,6 +39,7 @@ from msgrpo_lab.callbacks.tracked_run import (
     tells_end,
 )
 from msgrpo_lab.messages import mask, redact_text
+from msgrpo_lab.report.card import keep_card
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

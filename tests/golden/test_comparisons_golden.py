@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.comparisons import improvement_interval, profile_band, sign_test
+from msgrpo_lab.report.comparisons import improvement_interval, profile_band, sign_test
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from analysis.cells import join, label_methods
+from msgrpo_lab.report.curves import join, label_methods
 
 EVAL_EVERY = 5
 UPDATES = 40

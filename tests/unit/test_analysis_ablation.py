@@ -18,10 +18,10 @@ from analysis.comparison_figures import (
     sampler_ablation,
     score_against_optimal,
 )
-from analysis.curves import best_run
-from analysis.scores import normalised_scores, profiles
 from analysis.sheet import paper_style
 from analysis.training_figures import priced
+from msgrpo_lab.report.comparisons import normalised_scores, profiles
+from msgrpo_lab.report.curves import best_run
 
 LAKE = "eval/frozenlake/normalised_score"
 

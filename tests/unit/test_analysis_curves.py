@@ -7,15 +7,18 @@ import math
 import pandas as pd
 import pytest
 
-from analysis.cells import join, label_methods, panels, score_metric
-from analysis.curves import (
+from msgrpo_lab.report.curves import (
     NONE,
     OVER_EPISODES,
     OVER_RUNS,
     OVER_SEEDS,
     curve,
+    join,
+    label_methods,
     last_values,
+    panels,
     references,
+    score_metric,
     summary,
 )
 

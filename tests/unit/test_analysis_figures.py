@@ -14,11 +14,10 @@ import pytest
 from analysis_synthetic import EVAL_EVERY, GRID, REFERENCES, UPDATES, Job, curves, filled
 
 from analysis import figures, training_figures
-from analysis.cells import join, label_methods, score_metric
-from analysis.curves import MODES, OVER_EPISODES
 from analysis.plots import FIGURES, main
-from analysis.report import render
 from analysis.sheet import paper_style
+from msgrpo_lab.report.curves import MODES, OVER_EPISODES, join, label_methods, score_metric
+from msgrpo_lab.report.table import render
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "plots.py"
 

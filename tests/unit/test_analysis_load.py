@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from analysis_synthetic import EVAL_EVERY, GRID, SHORT, UPDATES, Job, curves, filled
 
-from analysis.load import JOB_TAGS, TrackingError, keep_finished, load_metrics, load_runs
+from msgrpo_lab.report.sweep import JOB_TAGS, TrackingError, keep_finished, load_metrics, load_runs
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,17 @@ import math
 import pandas as pd
 import pytest
 
-from analysis.cells import join, label_methods
-from analysis.report import duration, markdown_table, number, reference_values, render, with_interval, write_table
 from msgrpo_lab.intervals import NO_INTERVAL, Interval
+from msgrpo_lab.report.curves import join, label_methods
+from msgrpo_lab.report.table import (
+    duration,
+    markdown_table,
+    number,
+    reference_values,
+    render,
+    with_interval,
+    write_table,
+)
 
 
 def make_points(jobs, values):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from analysis_synthetic import points_of
 
-from analysis.curves import OVER_GROUPS, OVER_SEEDS
 from analysis.sheet import paper_style
 from analysis.training_figures import credit_fidelity, diagnostics, entropies
+from msgrpo_lab.report.curves import OVER_GROUPS, OVER_SEEDS
 
 
 def run(token, action):

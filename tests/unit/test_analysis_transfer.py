@@ -13,7 +13,7 @@ from analysis.evaluations import COLUMNS, as_references, load_evaluations, trans
 from analysis.figures import learning_curves, row_name, transfer_matrix
 from analysis.plots import main
 from analysis.sheet import paper_style
-from analysis.store import TrackingError
+from msgrpo_lab.report.sweep import TrackingError
 
 
 def scores_of(*rows):

@@ -13,11 +13,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from msgrpo_lab.callbacks.card import CARD, main
-from msgrpo_lab.callbacks.card_sections import over_runs, render
-from msgrpo_lab.callbacks.markdown import code_block, count, duration, escape, number, table
-from msgrpo_lab.callbacks.sweep_record import JobRecord, SweepRecord, read_sweep
 from msgrpo_lab.callbacks.tracking import MLflowTracking
+from msgrpo_lab.report.card import CARD, main, over_runs, render
+from msgrpo_lab.report.markdown import code_block, count, duration, escape, number, table
+from msgrpo_lab.report.sweep import JobRecord, SweepRecord, read_sweep
 
 ROOT = Path(__file__).parents[2]
 HARDWARE = {"processor": "Abacus 9", "cores": 4, "memory_gb": 8.0, "torch_threads": 2, "python": "3.11", "system": "X"}
@@ -309,4 +308,4 @@ def test_a_card_that_cannot_be_written_does_not_stop_the_sweep_from_closing(
     with caplog.at_level(logging.WARNING):
         tracking.finish_sweep(parent, "FINISHED")
     assert MlflowClient(uri).get_run(parent).info.status == "FINISHED"
-    assert f"make it with python -m msgrpo_lab.callbacks.card {parent}" in caplog.text
+    assert f"make it with python -m msgrpo_lab.report.card {parent}" in caplog.text

@@ -1,18 +1,37 @@
-"""A sweep's record as Markdown: what was run, what came out, what it cost, and where it comes from."""
+"""The experiment card of a sweep: `card.md`, an artifact of its parent run, made when the sweep ends.
+
+It reads MLflow alone, so it can be made again at any time:
+
+    python -m msgrpo_lab.report.card <sweep id, or latest>
+"""
 
 from __future__ import annotations
 
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgrpo_lab.callbacks.store import check_reachable, database_path, mlflow_module
+from msgrpo_lab.config.paths import project_root
+from msgrpo_lab.messages import one_line
+from msgrpo_lab.report.sweep import read_sweep
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
 
-from msgrpo_lab.callbacks.card_compute import compute
-from msgrpo_lab.callbacks.markdown import MISSING, code_block, duration, escape, number, table
-from msgrpo_lab.callbacks.sweep_record import JobRecord, SweepRecord
+from msgrpo_lab.callbacks.tracked_run import RESUMED_TAG
+from msgrpo_lab.report.markdown import MISSING, code_block, count, duration, escape, number, table
+from msgrpo_lab.report.sweep import JobRecord, SweepRecord
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED
 
 PACKAGES = ("torch", "transformers", "peft", "lightning", "gymnasium", "hydra-core", "mlflow", "numpy", "msgrpo-lab")
@@ -220,3 +239,143 @@ def _utc(milliseconds: int) -> str:
 
 def _elapsed(sweep: SweepRecord) -> str:
     return duration(None if sweep.end_ms is None else (sweep.end_ms - sweep.start_ms) / 1000.0)
+
+
+log = logging.getLogger(__name__)
+
+CARD = "card.md"
+LATEST = "latest"
+
+
+def keep_card(tracking_uri: str, sweep: str) -> None:
+    """Write the card of a sweep that has ended to its parent run; a card that cannot be made is a warning."""
+    mlflow = mlflow_module()
+    try:
+        client = mlflow.MlflowClient(tracking_uri)
+        client.log_text(sweep, render(read_sweep(client, sweep)), CARD)
+    # RuntimeError: a program that is ending starts no threads, which remote artifact stores work with
+    except (mlflow.exceptions.MlflowException, OSError, ValueError, RuntimeError) as error:
+        log.warning(
+            "sweep %s has no card (%s): make it with python -m msgrpo_lab.report.card %s",
+            sweep,
+            one_line(str(error)),
+            sweep,
+        )
+
+
+def _newest(client: MlflowClient, experiment: str) -> str:
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        raise ValueError(f"experiment={experiment}: no such experiment; give the --experiment that was swept in")
+    sweeps = client.search_runs(
+        [found.experiment_id], "tags.`msgrpo.kind` = 'sweep'", max_results=1, order_by=["attributes.start_time DESC"]
+    )
+    if not sweeps:
+        raise ValueError(f"sweep={LATEST}: experiment '{experiment}' has no sweep; make one with `make sweep`")
+    return str(sweeps[0].info.run_id)
+
+
+def _client(tracking_uri: str) -> MlflowClient:
+    check_reachable(tracking_uri)
+    path = database_path(tracking_uri)
+    if path is not None and not path.is_file():
+        raise ValueError(f"tracking-uri={tracking_uri}: no database is there; give the one the sweep was logged to")
+    client: MlflowClient = mlflow_module().MlflowClient(tracking_uri)
+    return client
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code: 0, or 2 with one line on stderr."""
+    parser = argparse.ArgumentParser(prog="msgrpo_lab.report.card", description="Make a sweep's experiment card.")
+    parser.add_argument("sweep", nargs="?", default=LATEST, help="parent run id (default: the newest sweep)")
+    parser.add_argument(
+        "--tracking-uri",
+        default=f"sqlite:///{project_root() / 'outputs' / 'mlflow.db'}",
+        help="MLflow address (%(default)s)",
+    )
+    parser.add_argument("--experiment", default="msgrpo", help="where to look for the newest sweep (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, help=f"write the card to this file, instead of to the parent run as {CARD}"
+    )
+    arguments = parser.parse_args(argv)
+    mlflow = mlflow_module()
+    try:
+        client = _client(arguments.tracking_uri)
+        sweep = _newest(client, arguments.experiment) if arguments.sweep == LATEST else arguments.sweep
+        text = render(read_sweep(client, sweep))
+        if arguments.output is None:
+            client.log_text(sweep, text, CARD)
+            print(f"{CARD} of sweep {sweep} in {arguments.tracking_uri}")
+        else:
+            arguments.output.write_text(text, encoding="utf-8")
+            print(arguments.output)
+    except (mlflow.exceptions.MlflowException, OSError, ValueError) as error:
+        print(f"msgrpo_lab: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+def compute(sweep: SweepRecord) -> str:
+    """The section on what the sweep has cost."""
+    header = ["environment", "method", "job time", "training time", "evaluation", "core-hours", "environment steps"]
+    header += ["tokens sampled", "tokens trained on", "FLOP of updates", "credit rule"]
+    rows = [[escape(env), escape(method), *_spent(jobs)] for (env, method), jobs in sweep.cells().items()]
+    rows.append(["all jobs", "", *_spent(sweep.jobs)])
+    lines = [
+        "Sums over the runs of a row; the last row has unfinished jobs too. Training time is rollouts and updates;",
+        "core-hours are job time × threads of torch; the credit rule's share is of training time.",
+    ]
+    resumed = sum(RESUMED_TAG in job.tags for job in sweep.jobs)
+    if resumed:
+        lines.append(f"{resumed} job{'s' if resumed != 1 else ''} resumed: the pause before counts as job time.")
+    hours = _sum(sweep.jobs, _accelerator_hours)
+    if hours:
+        lines.append(f"Accelerator-hours: {number(hours, 2)}.")
+    return "\n\n".join(["## Compute", table(header, rows), " ".join(lines)])
+
+
+def _spent(jobs: Sequence[JobRecord]) -> list[str]:
+    wall = _sum(jobs, lambda job: job.last.get("train/wall_s"))
+    credit, flop = (_sum(jobs, _total(f"perf/{name}")) for name in ("credit_s", "train_flops"))
+    return [
+        duration(_sum(jobs, lambda job: job.duration_s)),
+        duration(wall),
+        duration(_sum(jobs, _total("perf/evaluation_s"))),
+        number(_sum(jobs, _core_hours), 2),
+        count(_sum(jobs, lambda job: job.last.get("train/env_steps"))),
+        count(_sum(jobs, _sampled_tokens)),
+        count(_sum(jobs, lambda job: job.last.get("train/trained_tokens"))),
+        MISSING if flop is None else f"{flop:.2e}",
+        MISSING if not wall or credit is None else f"{100 * credit / wall:.2f} %",
+    ]
+
+
+def _sum(jobs: Iterable[JobRecord], of: Callable[[JobRecord], float | None]) -> float | None:
+    """Over the jobs that know it; None where none does."""
+    known = [value for value in map(of, jobs) if value is not None]
+    return sum(known) if known else None
+
+
+def _total(metric: str) -> Callable[[JobRecord], float | None]:
+    return lambda job: job.total(metric)
+
+
+def _sampled_tokens(job: JobRecord) -> float | None:
+    """Turns × mean completion tokens of a turn, over all rollouts."""
+    turns, tokens = (dict(job.history.get(f"train/{name}", ())) for name in ("turns", "completion_tokens"))
+    return sum(turns[step] * tokens[step] for step in turns.keys() & tokens.keys()) if turns and tokens else None
+
+
+def _core_hours(job: JobRecord) -> float | None:
+    threads = job.hardware.get("torch_threads")
+    return None if job.duration_s is None or threads is None else job.duration_s * float(threads) / 3600.0
+
+
+def _accelerator_hours(job: JobRecord) -> float | None:
+    if job.duration_s is None or not job.hardware.get("accelerators") or job.params.get("trainer.accelerator") == "cpu":
+        return None
+    return job.duration_s / 3600.0

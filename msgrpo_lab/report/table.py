@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.cells import score_metric
-from analysis.curves import (
+from analysis.style import PLAYER_LABELS, method_label, scenario_title
+from msgrpo_lab.intervals import Interval, iqm, probability_of_improvement, stratified_bootstrap
+from msgrpo_lab.report.curves import (
     BOOTSTRAP_SEED,
     MODES,
     NONE,
     OVER_EPISODES,
     OVER_RUNS,
     last_values,
+    score_metric,
     summary,
 )
-from analysis.style import PLAYER_LABELS, method_label, scenario_title
-from msgrpo_lab.intervals import Interval, iqm, probability_of_improvement, stratified_bootstrap
 
 MISSING = "–"
 SCORES = ("return_mean", "success_rate")
