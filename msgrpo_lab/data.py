@@ -24,9 +24,8 @@ from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.fidelity.action_probs import table_maker
 from msgrpo_lab.fidelity.truth import LakeTruth, lake_truth
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.rollout.collect import Collector, RolloutObserver
+from msgrpo_lab.rollout.collect import Collector, RolloutObserver, action_entropy, rollout_metrics, top_action_share
 from msgrpo_lab.rollout.map_split import Maps, MapSplit, prompt_digests
-from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics, top_action_share
 from msgrpo_lab.rollout.thoughts import thought_metrics
 from msgrpo_lab.sampler.base import EpisodeSampler
 from msgrpo_lab.sampler.diagnostics import diagnose

@@ -25,8 +25,8 @@ from jaxtyping import Float, Int
 
 from msgrpo_lab.config.paths import PACKAGE
 from msgrpo_lab.files import written_whole
+from msgrpo_lab.rollout.collect import action_entropy
 from msgrpo_lab.rollout.held_out import Outcomes
-from msgrpo_lab.rollout.metrics import action_entropy
 from msgrpo_lab.types import RolloutBatch
 
 

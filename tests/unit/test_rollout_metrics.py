@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lab_made import rollout, turn
 
-from msgrpo_lab.rollout.metrics import action_entropy, rollout_metrics, top_action_share
+from msgrpo_lab.rollout.collect import action_entropy, rollout_metrics, top_action_share
 from msgrpo_lab.types import RolloutBatch
 
 
