@@ -20,20 +20,20 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from msgrpo_lab.checkpoint.errors import CheckpointError
-from msgrpo_lab.commands import remember_run
 from msgrpo_lab.config import check_command_line, conf_dir
 from msgrpo_lab.config.command_line import runs_jobs
-from msgrpo_lab.jobs import DRY_RUN, print_plan, with_folder
 from msgrpo_lab.messages import one_line
-from msgrpo_lab.run_folder import RunFolderError, RunRecord, RunStatus, held, note_failure
-from msgrpo_lab.stopping import Stopped, Stopping
+from msgrpo_lab.runs.checkpoint import CheckpointError
+from msgrpo_lab.runs.folder import RunFolderError, RunRecord, RunStatus, held, note_failure
+from msgrpo_lab.runs.jobs import DRY_RUN, print_plan, with_folder
+from msgrpo_lab.runs.last_folder import remember_run
+from msgrpo_lab.runs.stopping import Stopped, Stopping
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from msgrpo_lab.callbacks.tracking import Tracking
-    from msgrpo_lab.resume import Beginning
+    from msgrpo_lab.runs.resume import Beginning
 import copy
 
 import lightning as L
@@ -46,9 +46,9 @@ from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Re
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.callbacks.progress import StopCheck
 from msgrpo_lab.callbacks.run_logger import RunLogger
-from msgrpo_lab.checkpoint.format import Snapshot
 from msgrpo_lab.checkpoint.state import load_trainable
-from msgrpo_lab.resume import Beginning
+from msgrpo_lab.runs.checkpoint import Snapshot
+from msgrpo_lab.runs.resume import Beginning
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def train(config: DictConfig) -> float:
         Stopped: a signal ended it.
     """
     from msgrpo_lab.config.components import resolved
-    from msgrpo_lab.resume import beginning
+    from msgrpo_lab.runs.resume import beginning
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     plain = resolved(config)

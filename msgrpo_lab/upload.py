@@ -14,7 +14,7 @@ from msgrpo_lab.callbacks.entries import Metrics, joined, known_points, points_o
 from msgrpo_lab.callbacks.spool import SPOOLS, read_spool
 from msgrpo_lab.callbacks.store import check_reachable, mlflow_module, reason_of, store_errors
 from msgrpo_lab.messages import HIDDEN
-from msgrpo_lab.run_folder import RunFolderError, held
+from msgrpo_lab.runs.folder import RunFolderError, held
 
 
 def upload(spool: Path, tracking_uri: str | None = None) -> int:

@@ -12,7 +12,7 @@ from msgrpo_lab.assemble import Lab
 from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.callbacks.watchdogs import Watchdogs
-from msgrpo_lab.checkpoint.format import Snapshot
+from msgrpo_lab.runs.checkpoint import Snapshot
 
 SMALLEST = ("rollout.num_groups=2", "rollout.group_size=2", "sampler.num_episodes=4", "env.horizon=3")
 

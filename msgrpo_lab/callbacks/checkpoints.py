@@ -19,13 +19,20 @@ from safetensors import SafetensorError
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.callbacks.run_logger import RunLogger
 from msgrpo_lab.callbacks.store import reason_of
-from msgrpo_lab.checkpoint.errors import CheckpointError
-from msgrpo_lab.checkpoint.format import Snapshot, write_checkpoint
-from msgrpo_lab.checkpoint.locate import FOLDER, checkpoints, clear_leftovers, newest, prune
 from msgrpo_lab.checkpoint.state import capture, detached, load_trainable, restore, restore_optimizer, trainable
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.module import LAPModule
-from msgrpo_lab.run_folder import RunFolderError
+from msgrpo_lab.runs.checkpoint import (
+    FOLDER,
+    CheckpointError,
+    Snapshot,
+    checkpoints,
+    clear_leftovers,
+    newest,
+    prune,
+    write_checkpoint,
+)
+from msgrpo_lab.runs.folder import RunFolderError
 
 
 class AdapterKeeper(L.Callback):

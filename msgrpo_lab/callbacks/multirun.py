@@ -22,11 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.callbacks.store import reason_of, refusal_of, store_errors
 from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, Status, Tracking
-from msgrpo_lab.commands import digest_of_job, remember, remembered
 from msgrpo_lab.files import write_durably
 from msgrpo_lab.messages import one_line
-from msgrpo_lab.run_folder import FAILURE, LOCK, RunFolderError, held, is_held
-from msgrpo_lab.stopping import PassingOn
+from msgrpo_lab.runs.folder import FAILURE, LOCK, RunFolderError, held, is_held
+from msgrpo_lab.runs.last_folder import digest_of_job, remember, remembered
+from msgrpo_lab.runs.stopping import PassingOn
 
 log = logging.getLogger(__name__)
 

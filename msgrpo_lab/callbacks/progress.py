@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from msgrpo_lab.checkpoint.state import data_of
-from msgrpo_lab.stopping import Stopping
+from msgrpo_lab.runs.stopping import Stopping
 
 log = logging.getLogger(__name__)
 

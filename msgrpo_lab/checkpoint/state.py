@@ -15,11 +15,10 @@ import lightning as L
 import torch
 from torch import nn
 
-from msgrpo_lab.checkpoint.errors import CheckpointError
-from msgrpo_lab.checkpoint.format import Snapshot, Tensors, read_checkpoint
 from msgrpo_lab.data import RolloutDataModule
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.module import LAPModule
+from msgrpo_lab.runs.checkpoint import CheckpointError, Snapshot, Tensors, read_checkpoint
 
 
 def capture(

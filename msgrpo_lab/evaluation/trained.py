@@ -244,7 +244,7 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     """
     if not (folder / STATE).is_file():
         return None
-    from msgrpo_lab.checkpoint.format import read_state
+    from msgrpo_lab.runs.checkpoint import read_state
 
     state = read_state(folder)
     config = check_training_config(state.get("config"), str(folder / STATE))

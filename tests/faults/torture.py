@@ -27,9 +27,16 @@ from commands import finished, start
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
-from msgrpo_lab.checkpoint.errors import CheckpointError
-from msgrpo_lab.checkpoint.format import BEST, OPTIMIZER, TEMPORARY, WEIGHTS, read_checkpoint
-from msgrpo_lab.checkpoint.locate import FOLDER, checkpoints
+from msgrpo_lab.runs.checkpoint import (
+    BEST,
+    FOLDER,
+    OPTIMIZER,
+    TEMPORARY,
+    WEIGHTS,
+    CheckpointError,
+    checkpoints,
+    read_checkpoint,
+)
 
 GAMES = ("frozenlake", "snake")
 SMALLEST = (

@@ -11,19 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from msgrpo_lab.checkpoint import format as checkpoint_format
-from msgrpo_lab.checkpoint.errors import CheckpointError
-from msgrpo_lab.checkpoint.format import (
+from msgrpo_lab.runs import checkpoint as checkpoint_format
+from msgrpo_lab.runs.checkpoint import (
     MANIFEST,
     STATE,
     WEIGHTS,
+    CheckpointError,
     Snapshot,
+    checkpoints,
+    clear_leftovers,
     folder_name,
+    newest,
+    prune,
     read_checkpoint,
     read_state,
     write_checkpoint,
 )
-from msgrpo_lab.checkpoint.locate import checkpoints, clear_leftovers, newest, prune
 
 
 def snapshot(update: int = 3, *, best: bool = True) -> Snapshot:

@@ -14,10 +14,8 @@ from msgrpo_lab.assemble import Lab
 from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.callbacks.watchdogs import Watchdogs
-from msgrpo_lab.checkpoint.errors import CheckpointError
-from msgrpo_lab.checkpoint.format import Snapshot, read_checkpoint
-from msgrpo_lab.checkpoint.locate import FOLDER, checkpoints, newest
 from msgrpo_lab.checkpoint.state import load_policy_weights, trainable
+from msgrpo_lab.runs.checkpoint import FOLDER, CheckpointError, Snapshot, checkpoints, newest, read_checkpoint
 from msgrpo_lab.train import with_precision_of
 
 EPOCHS = 4

@@ -11,13 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from msgrpo_lab.checkpoint.errors import CheckpointError
-from msgrpo_lab.checkpoint.format import WEIGHTS, Snapshot, write_checkpoint
-from msgrpo_lab.checkpoint.identity import differences
-from msgrpo_lab.checkpoint.locate import FOLDER
-from msgrpo_lab.commands import digest, remember, remembered
-from msgrpo_lab.resume import Beginning, beginning
-from msgrpo_lab.run_folder import LOCK, RECORD, RunFolderError, RunRecord, held, is_held, read_record
+from msgrpo_lab.runs.checkpoint import FOLDER, WEIGHTS, CheckpointError, Snapshot, write_checkpoint
+from msgrpo_lab.runs.folder import LOCK, RECORD, RunFolderError, RunRecord, held, is_held, read_record
+from msgrpo_lab.runs.last_folder import digest, remember, remembered
+from msgrpo_lab.runs.resume import Beginning, beginning, differences
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
@@ -174,7 +171,7 @@ def test_a_damaged_record_is_told_in_one_line(tmp_path: Path) -> None:
 def test_two_processes_never_train_into_one_folder(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from msgrpo_lab.run_folder import held
+from msgrpo_lab.runs.folder import held
 import sys
 with held(Path({str(tmp_path)!r})):
     print("held", flush=True)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from msgrpo_lab.stopping import PassingOn, Stopped, Stopping
+from msgrpo_lab.runs.stopping import PassingOn, Stopped, Stopping
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -40,7 +40,7 @@ def test_a_signal_that_python_drops_is_heard_at_the_next_look() -> None:
 
 TWICE = """
 import os, signal, sys, time
-from msgrpo_lab.stopping import Stopping
+from msgrpo_lab.runs.stopping import Stopping
 with Stopping():
     try:
         os.kill(os.getpid(), signal.SIGTERM)

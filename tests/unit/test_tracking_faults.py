@@ -28,7 +28,7 @@ from msgrpo_lab.callbacks.run_logger import RunLogger
 from msgrpo_lab.callbacks.spool import Owner, Spool, read_spool
 from msgrpo_lab.callbacks.tracked_run import STOPPED_TAG
 from msgrpo_lab.callbacks.tracking import MLflowTracking, finish_run
-from msgrpo_lab.run_folder import held, is_held
+from msgrpo_lab.runs.folder import held, is_held
 
 CONFIG = OmegaConf.create({"seed": 0})
 

@@ -30,7 +30,7 @@ from msgrpo_lab.callbacks.tracked_run import flatten, tags_of
 from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, CSVTracking, MLflowTracking, finish_run
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.config.paths import code_checkout
-from msgrpo_lab.run_folder import note_failure
+from msgrpo_lab.runs.folder import note_failure
 
 ROOT = Path(__file__).parents[2]
 PLANTED = "planted-value-55d0"

@@ -19,8 +19,8 @@ from msgrpo_lab import train
 from msgrpo_lab.callbacks import provenance
 from msgrpo_lab.callbacks.tracked_run import finish_run
 from msgrpo_lab.callbacks.tracking import CSVTracking
-from msgrpo_lab.resume import Beginning
-from msgrpo_lab.stopping import Stopped
+from msgrpo_lab.runs.resume import Beginning
+from msgrpo_lab.runs.stopping import Stopped
 
 
 @pytest.fixture(autouse=True)

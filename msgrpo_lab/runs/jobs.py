@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
-from msgrpo_lab.checkpoint.errors import CheckpointError
-from msgrpo_lab.commands import digest, remembered
 from msgrpo_lab.config.command_line import CommandLine, command_line
 from msgrpo_lab.config.rules import TRACKED
 from msgrpo_lab.messages import one_line
-from msgrpo_lab.run_folder import RunFolderError, is_held
+from msgrpo_lab.runs.checkpoint import CheckpointError
+from msgrpo_lab.runs.folder import RunFolderError, is_held
+from msgrpo_lab.runs.last_folder import digest, remembered
 
 DRY_RUN = "--dry-run"
 """Lists what each job would do, and runs none."""
@@ -72,8 +72,8 @@ def _tracked(config: DictConfig, run_id: str) -> Path:
 
 def _run_of(path: Path) -> Path | None:
     """The folder of the run that a checkpoint, or the folder itself, is of; None where there is none."""
-    from msgrpo_lab.checkpoint.locate import FOLDER
-    from msgrpo_lab.run_folder import RECORD
+    from msgrpo_lab.runs.checkpoint import FOLDER
+    from msgrpo_lab.runs.folder import RECORD
 
     resolved = path.resolve()
     for folder in (resolved, resolved.parent.parent):
@@ -128,7 +128,7 @@ def print_plan(argv: Sequence[str], config_name: str) -> None:
 
 def _would(job: Job) -> str:
     """What a job would do, in a few words."""
-    from msgrpo_lab.resume import beginning
+    from msgrpo_lab.runs.resume import beginning
 
     if is_held(job.folder):
         return "refuse (another process is training there)"
