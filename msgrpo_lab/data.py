@@ -27,10 +27,7 @@ from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.rollout.collect import Collector, RolloutObserver, action_entropy, rollout_metrics, top_action_share
 from msgrpo_lab.rollout.map_split import Maps, MapSplit, prompt_digests
 from msgrpo_lab.rollout.thoughts import thought_metrics
-from msgrpo_lab.sampler.base import EpisodeSampler
-from msgrpo_lab.sampler.diagnostics import diagnose
-from msgrpo_lab.sampler.outcomes import with_outcomes
-from msgrpo_lab.sampler.refill import Refilling, merge_rollouts
+from msgrpo_lab.sampler.base import EpisodeSampler, Refilling, diagnose, merge_rollouts, with_outcomes
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, episode_generators, generator, refill_seed
 from msgrpo_lab.types import Credit, RolloutBatch, Sampling, TrainBatch
 

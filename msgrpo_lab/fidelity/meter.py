@@ -28,8 +28,7 @@ from scipy import sparse
 from msgrpo_lab.fidelity.gradients import cosine, episode_gradients, group_sums, map_gradients, score_matrix
 from msgrpo_lab.fidelity.statistics import Score, agreement
 from msgrpo_lab.fidelity.truth import LakeTruth
-from msgrpo_lab.sampler.base import EpisodeSampler
-from msgrpo_lab.sampler.diagnostics import diagnose
+from msgrpo_lab.sampler.base import EpisodeSampler, diagnose
 from msgrpo_lab.types import Credit, RolloutBatch, Selection
 
 Reduction = Literal["sum", "sequence"]

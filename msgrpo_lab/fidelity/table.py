@@ -23,8 +23,7 @@ from msgrpo_lab.fidelity.meter import CREDIT_SCORES, DRAWN_SCORES, Reduction, dr
 from msgrpo_lab.fidelity.statistics import Estimate, Score, resample_groups
 from msgrpo_lab.fidelity.truth import LakeTruth
 from msgrpo_lab.files import written_whole
-from msgrpo_lab.sampler.base import EpisodeSampler
-from msgrpo_lab.sampler.outcomes import with_outcomes
+from msgrpo_lab.sampler.base import EpisodeSampler, with_outcomes
 from msgrpo_lab.types import RolloutBatch
 
 BASE_CREDIT = "episode_return"

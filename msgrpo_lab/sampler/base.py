@@ -8,12 +8,13 @@ with like.
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from msgrpo_lab.types import Credit, Selection
+from msgrpo_lab.types import Credit, RolloutBatch, Selection
 
 
 class EpisodeSampler(Protocol):
@@ -159,3 +160,132 @@ def weigh(
     if importance_weights:
         weight_K = index_K.size / prob_E.size / inclusion_E[index_K]
     return Selection(index=index_K, prob=prob_E, weight=weight_K, inclusion=inclusion_E)
+
+
+def diagnose(credit: Credit, selection: Selection) -> dict[str, float]:
+    """What a draw did to the pool it came from.
+
+    - `sampler/ess`: effective sample size of the inclusion probabilities as a share of the pool,
+      (Σ_i π_i)² / (E Σ_i π_i²) in [1/E, 1] (Kish 1965); 1 means that all episodes are equally likely to be trained on.
+    - `sampler/inclusion_bias`: mean advantage of the drawn episodes − mean advantage of the pool.
+    - `sampler/mean_advantage`: mean of weight · advantage over the drawn episodes, the mean that the loss sees; it is
+      the drawn episodes' mean advantage unless importance weights are on.
+    - `sampler/inclusion_min`, `sampler/inclusion_max`: the extremes of π_i, the expected number of times drawn.
+    - `sampler/drawn_zero_advantage_share`: share of the drawn episodes with advantage exactly 0, which no policy
+      gradient comes from.
+
+    Raises:
+        ValueError: `credit` and `selection` speak of different numbers of episodes.
+    """
+    adv_E, pi_E = credit.episode_adv, selection.inclusion
+    if adv_E.shape != pi_E.shape:
+        raise ValueError(f"Credit.episode_adv {adv_E.shape} and Selection.inclusion {pi_E.shape} must both be [E]")
+    drawn_K = adv_E[selection.index]
+    return {
+        "sampler/ess": float(pi_E.sum() ** 2 / (pi_E.size * np.square(pi_E).sum())),
+        "sampler/inclusion_bias": float(drawn_K.mean() - adv_E.mean()),
+        "sampler/mean_advantage": float((selection.weight * drawn_K).mean()),
+        "sampler/inclusion_min": float(pi_E.min()),
+        "sampler/inclusion_max": float(pi_E.max()),
+        "sampler/drawn_zero_advantage_share": float((drawn_K == 0.0).mean()),
+    }
+
+
+DECIMALS = 9
+"""Returns and spreads that agree to so many decimals, in the unit of the reward, are equal [D]: 0.1 + 0.2 is 0.3. It is
+the resolution of the metric `train/zero_std_groups`."""
+
+
+def with_outcomes(batch: RolloutBatch, credit: Credit) -> Credit:
+    """The same credit with `episode_return` and `episode_success` of the episodes it was assigned to.
+
+    Raises:
+        ValueError: `credit` is of another number of episodes.
+    """
+    if credit.episode_adv.shape != (len(batch.episodes),):
+        raise ValueError(
+            f"Credit.episode_adv has shape {credit.episode_adv.shape} and the rollout {len(batch.episodes)} episodes: "
+            "give the credit of this rollout"
+        )
+    return replace(
+        credit,
+        episode_return=np.array([episode.ret for episode in batch.episodes]),
+        episode_success=np.array([episode.success for episode in batch.episodes]),
+    )
+
+
+def returns_of(credit: Credit) -> Float[np.ndarray, " E"]:
+    """Episode returns, to `DECIMALS` decimals, so that equal returns are equal.
+
+    Raises:
+        ValueError: the credit does not hold them, or one is not finite.
+    """
+    return_E = credit.episode_return
+    if return_E is None:
+        raise ValueError("Credit.episode_return=None: this sampler compares returns; pass the credit by with_outcomes")
+    if not np.isfinite(return_E).all():
+        bad = int(np.flatnonzero(~np.isfinite(return_E))[0])
+        raise ValueError(f"Credit.episode_return[{bad}]={return_E[bad]} must be finite: check that episode's rewards")
+    return np.round(return_E, DECIMALS)
+
+
+def success_of(credit: Credit) -> Bool[np.ndarray, " E"]:
+    """Whether each episode succeeded.
+
+    Raises:
+        ValueError: the credit does not hold it.
+    """
+    if credit.episode_success is None:
+        raise ValueError("Credit.episode_success=None: this sampler needs outcomes; pass the credit by with_outcomes")
+    return credit.episode_success
+
+
+def group_spread(return_E: Float[np.ndarray, " E"], group_index: Int[np.ndarray, " E"]) -> Float[np.ndarray, " E"]:
+    """Population std of the returns of each episode's group, to `DECIMALS` decimals; 0 in a group of equal returns."""
+    _, group_E = np.unique(group_index, return_inverse=True)
+    size_G = np.bincount(group_E)
+    order_E = np.lexsort((return_E, group_E))  # summed in one order whatever the episodes' order
+    sorted_E, group_sorted_E = return_E[order_E], group_E[order_E]
+    centred_E = sorted_E - (np.bincount(group_sorted_E, sorted_E) / size_G)[group_sorted_E]
+    std_G = np.sqrt(np.bincount(group_sorted_E, centred_E**2) / size_G)
+    spread_E: Float[np.ndarray, " E"] = np.round(std_G, DECIMALS)[group_E]
+    return spread_E
+
+
+@runtime_checkable
+class Refilling(Protocol):
+    """A sampler that may want more episodes than one rollout gives."""
+
+    def episodes_wanted(
+        self, credit: Credit, group_index: Int[np.ndarray, " E"], num_episodes: int, refills: int
+    ) -> int:
+        """How many episodes to collect in addition, after `refills` refills; 0 ends it, and must come in the end.
+
+        Args:
+            credit: of all episodes so far, with outcomes.
+            group_index: of all episodes so far.
+            num_episodes: K, how many are to be drawn.
+            refills: how often there has been a refill in this epoch.
+        """
+
+
+def merge_rollouts(first: RolloutBatch, second: RolloutBatch) -> RolloutBatch:
+    """The episodes of both, in order; the groups of `second` get numbers behind those of `first`.
+
+    `exact_adv` is kept where both have it, padded to the longer.
+    """
+    offset = int(first.group_index.max()) + 1 - int(second.group_index.min())
+    moved = tuple(replace(episode, group_id=episode.group_id + offset) for episode in second.episodes)
+    exact_ET = None
+    if first.exact_adv is not None and second.exact_adv is not None:
+        turns = max(first.exact_adv.shape[1], second.exact_adv.shape[1])
+        exact_ET = np.concatenate([_padded(first.exact_adv, turns), _padded(second.exact_adv, turns)])
+    return RolloutBatch(
+        episodes=first.episodes + moved,
+        group_index=np.concatenate([first.group_index, second.group_index + offset]),
+        exact_adv=exact_ET,
+    )
+
+
+def _padded(value_ET: Float[np.ndarray, "E T"], turns: int) -> Float[np.ndarray, "E U"]:
+    return np.pad(value_ET, ((0, 0), (0, turns - value_ET.shape[1])))

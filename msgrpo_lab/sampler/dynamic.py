@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from msgrpo_lab.sampler.base import check_num_episodes, check_pool
-from msgrpo_lab.sampler.outcomes import group_spread, returns_of
+from msgrpo_lab.sampler.base import check_num_episodes, check_pool, group_spread, returns_of
 from msgrpo_lab.sampler.strata import select_tiers
 from msgrpo_lab.types import Credit, Selection
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from msgrpo_lab.sampler.base import check_num_episodes, check_pool, select
-from msgrpo_lab.sampler.outcomes import success_of
+from msgrpo_lab.sampler.base import check_num_episodes, check_pool, select, success_of
 from msgrpo_lab.sampler.strata import select_strata
 from msgrpo_lab.types import Credit, Selection
 

@@ -19,8 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from msgrpo_lab.sampler.base import check_num_episodes, check_pool, weigh
-from msgrpo_lab.sampler.outcomes import returns_of
+from msgrpo_lab.sampler.base import check_num_episodes, check_pool, returns_of, weigh
 from msgrpo_lab.sampler.strata import whole_quotas
 from msgrpo_lab.types import Credit, Selection
 

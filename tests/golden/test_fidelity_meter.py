@@ -17,7 +17,7 @@ from msgrpo_lab.fidelity.meter import CREDIT_SCORES, DRAWN_SCORES, draw_repeated
 from msgrpo_lab.fidelity.statistics import resample_groups
 from msgrpo_lab.oracle.lake_values import exact_gradient, induced_gradient
 from msgrpo_lab.sampler.abs_advantage import AbsAdvantage
-from msgrpo_lab.sampler.outcomes import with_outcomes
+from msgrpo_lab.sampler.base import with_outcomes
 from msgrpo_lab.sampler.positive_only import PositiveOnly
 from msgrpo_lab.sampler.uniform import Uniform
 from msgrpo_lab.types import Selection

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msgrpo_lab.sampler.abs_advantage import AbsAdvantage
-from msgrpo_lab.sampler.diagnostics import diagnose
+from msgrpo_lab.sampler.base import diagnose
 from msgrpo_lab.sampler.uniform import Uniform
 from msgrpo_lab.types import Credit, Selection
 

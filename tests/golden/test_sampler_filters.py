@@ -10,10 +10,10 @@ from lab_made import rollout, turn
 from sampler_made import credit_of, frequency
 
 from msgrpo_lab.credit.episode_return import EpisodeReturn
+from msgrpo_lab.sampler.base import group_spread, with_outcomes
 from msgrpo_lab.sampler.dash import Dash
 from msgrpo_lab.sampler.dynamic import Dynamic
 from msgrpo_lab.sampler.outcome_gated import OutcomeGated
-from msgrpo_lab.sampler.outcomes import group_spread, with_outcomes
 from msgrpo_lab.sampler.pods import PODS
 from msgrpo_lab.sampler.positive_only import PositiveOnly
 from msgrpo_lab.sampler.top_variance import TopVariance, spread_tiers

@@ -10,8 +10,8 @@ import torch
 from lab_made import fit, rollout, small_lab, turn
 from sampler_made import credit_of
 
+from msgrpo_lab.sampler.base import Refilling, merge_rollouts
 from msgrpo_lab.sampler.dynamic import Dynamic
-from msgrpo_lab.sampler.refill import Refilling, merge_rollouts
 from msgrpo_lab.sampler.uniform import Uniform
 from msgrpo_lab.seeding import refill_seed
 

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from sampler_made import credit_of
 
 from msgrpo_lab.sampler.abs_advantage import AbsAdvantage, abs_advantage_prob
-from msgrpo_lab.sampler.base import draw, inclusion_of
+from msgrpo_lab.sampler.base import draw, group_spread, inclusion_of
 from msgrpo_lab.sampler.dash import Dash
 from msgrpo_lab.sampler.dynamic import Dynamic
 from msgrpo_lab.sampler.outcome_gated import OutcomeGated
-from msgrpo_lab.sampler.outcomes import group_spread
 from msgrpo_lab.sampler.pods import PODS, draw_max_variance, max_variance_inclusion
 from msgrpo_lab.sampler.positive_only import PositiveOnly
 from msgrpo_lab.sampler.strata import whole_quotas

@@ -24,7 +24,7 @@ from msgrpo_lab.credit.rloo import RLOO
 from msgrpo_lab.fidelity.meter import draw_repeatedly, measure
 from msgrpo_lab.fidelity.rollout_file import META, WITHOUT_DIGEST, GameSettings, SavedRollout, save_rollout
 from msgrpo_lab.fidelity.statistics import resample_groups
-from msgrpo_lab.sampler.outcomes import with_outcomes
+from msgrpo_lab.sampler.base import with_outcomes
 from msgrpo_lab.sampler.uniform import Uniform
 
 QUIET = ("logger=null", "credit=rloo", "sampler=uniform", "draws=2", "resamples=8", "output=found")
