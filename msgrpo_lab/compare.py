@@ -110,8 +110,8 @@ def _track(comparison: Any, settings: CompareSettings, origin: Mapping[str, Any]
     """A run of its own kind in the tracking store, with the files as its artifacts and the rules' scores as metrics."""
     import math
 
-    from msgrpo_lab.callbacks.store import mlflow_module, prepare_store
-    from msgrpo_lab.callbacks.tracked_run import finish_run, start_run
+    from msgrpo_lab.tracking.database import mlflow_module, prepare_store
+    from msgrpo_lab.tracking.run import finish_run, start_run
 
     assert settings.logger is not None
     mlflow = mlflow_module()

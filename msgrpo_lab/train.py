@@ -32,8 +32,8 @@ from msgrpo_lab.runs.stopping import Stopped, Stopping
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-    from msgrpo_lab.callbacks.tracking import Tracking
     from msgrpo_lab.runs.resume import Beginning
+    from msgrpo_lab.tracking.tracking import Tracking
 import copy
 
 import lightning as L
@@ -45,10 +45,10 @@ from msgrpo_lab.assemble import Lab, component
 from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption, best_of
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.callbacks.progress import StopCheck
-from msgrpo_lab.callbacks.run_logger import RunLogger
 from msgrpo_lab.checkpoint.state import load_trainable
 from msgrpo_lab.runs.checkpoint import Snapshot
 from msgrpo_lab.runs.resume import Beginning
+from msgrpo_lab.tracking.logger import RunLogger
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _opened(tracking: Tracking, config: DictConfig, folder: Path, begin: Beginni
     Raises:
         CannotStart: the store cannot be used.
     """
-    from msgrpo_lab.callbacks.store import refusal_of
+    from msgrpo_lab.tracking.database import refusal_of
 
     try:
         # A process that was killed while it opened its run had no time to write the run's id down.

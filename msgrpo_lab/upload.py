@@ -10,11 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from msgrpo_lab.callbacks.entries import Metrics, joined, known_points, points_of, without_known
-from msgrpo_lab.callbacks.spool import SPOOLS, read_spool
-from msgrpo_lab.callbacks.store import check_reachable, mlflow_module, reason_of, store_errors
 from msgrpo_lab.messages import HIDDEN
 from msgrpo_lab.runs.folder import RunFolderError, held
+from msgrpo_lab.tracking.database import check_reachable, mlflow_module, reason_of, store_errors
+from msgrpo_lab.tracking.outbox import SPOOLS, Metrics, joined, known_points, points_of, read_spool, without_known
 
 
 def upload(spool: Path, tracking_uri: str | None = None) -> int:

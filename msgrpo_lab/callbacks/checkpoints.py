@@ -17,8 +17,6 @@ from lightning.pytorch.loggers import Logger
 from safetensors import SafetensorError
 
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
-from msgrpo_lab.callbacks.run_logger import RunLogger
-from msgrpo_lab.callbacks.store import reason_of
 from msgrpo_lab.checkpoint.state import capture, detached, load_trainable, restore, restore_optimizer, trainable
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.module import LAPModule
@@ -33,6 +31,8 @@ from msgrpo_lab.runs.checkpoint import (
     write_checkpoint,
 )
 from msgrpo_lab.runs.folder import RunFolderError
+from msgrpo_lab.tracking.database import reason_of
+from msgrpo_lab.tracking.logger import RunLogger
 
 
 class AdapterKeeper(L.Callback):

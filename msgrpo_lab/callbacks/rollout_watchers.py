@@ -13,8 +13,6 @@ from typing import Any
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 
-from msgrpo_lab.callbacks.run_logger import RunLogger
-from msgrpo_lab.callbacks.tracked_run import TAGGED_GROUPS
 from msgrpo_lab.config.choices import configured
 from msgrpo_lab.credit.base import CreditAssigner
 from msgrpo_lab.data import RolloutDataModule
@@ -24,6 +22,8 @@ from msgrpo_lab.fidelity.rollout_file import GameSettings, SavedRollout, save_ro
 from msgrpo_lab.fidelity.statistics import resample_groups
 from msgrpo_lab.oracle.frozen_lake import has_oracle
 from msgrpo_lab.seeding import generator
+from msgrpo_lab.tracking.logger import RunLogger
+from msgrpo_lab.tracking.run import TAGGED_GROUPS
 
 
 class RolloutWatcher(L.Callback):

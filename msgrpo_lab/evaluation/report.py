@@ -14,9 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
-from msgrpo_lab.callbacks.store import mlflow_module, prepare_store
-from msgrpo_lab.callbacks.tracked_run import finish_run, start_run
-from msgrpo_lab.callbacks.tracking import MLflowTracking, Status
 from msgrpo_lab.evaluation.contender import Contender
 from msgrpo_lab.evaluation.pairs import INTERVALS, POINTS
 from msgrpo_lab.evaluation.play import Evaluation, Result
@@ -24,6 +21,9 @@ from msgrpo_lab.evaluation.results import as_columns
 from msgrpo_lab.files import written_whole
 from msgrpo_lab.messages import redact_text
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED
+from msgrpo_lab.tracking.database import mlflow_module, prepare_store
+from msgrpo_lab.tracking.run import finish_run, start_run
+from msgrpo_lab.tracking.tracking import MLflowTracking, Status
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from hydra.utils import instantiate
 
-from msgrpo_lab.callbacks.tracking import MLflowTracking
 from msgrpo_lab.config.choices import Found
 from msgrpo_lab.config.components import Range, describe, fits
 from msgrpo_lab.config.paths import file_mistakes, folder_mistakes
@@ -19,6 +18,7 @@ from msgrpo_lab.evaluation.policies import ModelShelf
 from msgrpo_lab.evaluation.scenarios import Scenario, scenarios_of
 from msgrpo_lab.evaluation.trained import RunSource
 from msgrpo_lab.messages import Mistake, closest_first, did_you_mean
+from msgrpo_lab.tracking.tracking import MLflowTracking
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FIRST, ALL = "first", "all"

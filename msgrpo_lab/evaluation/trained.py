@@ -27,8 +27,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from msgrpo_lab.callbacks.store import check_reachable, database_path, mlflow_module
 from msgrpo_lab.messages import mask
+from msgrpo_lab.tracking.database import check_reachable, database_path, mlflow_module
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,10 +13,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from msgrpo_lab.callbacks.tracking import MLflowTracking
 from msgrpo_lab.report.card import CARD, main, over_runs, render
 from msgrpo_lab.report.markdown import code_block, count, duration, escape, number, table
 from msgrpo_lab.report.sweep import JobRecord, SweepRecord, read_sweep
+from msgrpo_lab.tracking.tracking import MLflowTracking
 
 ROOT = Path(__file__).parents[2]
 HARDWARE = {"processor": "Abacus 9", "cores": 4, "memory_gb": 8.0, "torch_threads": 2, "python": "3.11", "system": "X"}
@@ -259,8 +259,8 @@ def test_an_interrupted_program_still_makes_the_card_as_it_ends(store: tuple[str
     uri, parent = store
     code = f"""
 import atexit
-from msgrpo_lab.callbacks.store import mlflow_module
-from msgrpo_lab.callbacks.tracking import MLflowTracking
+from msgrpo_lab.tracking.database import mlflow_module
+from msgrpo_lab.tracking.tracking import MLflowTracking
 mlflow_module()  # by then every job has imported it
 tracking = MLflowTracking(tracking_uri={uri!r})
 atexit.register(tracking.finish_sweep, {parent!r}, "FINISHED")

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from msgrpo_lab.callbacks import provenance
-from msgrpo_lab.callbacks.provenance import git_state, hardware, package_versions
 from msgrpo_lab.messages import HIDDEN, has_password, redact, redact_mistake, redact_text
+from msgrpo_lab.tracking import run as provenance
+from msgrpo_lab.tracking.run import git_state, hardware, package_versions
 
 PLANTED = "planted-value-91c3"
 

@@ -21,14 +21,24 @@ from omegaconf import OmegaConf
 from sqlalchemy import event
 
 from msgrpo_lab import upload
-from msgrpo_lab.callbacks import outbox as outbox_module
-from msgrpo_lab.callbacks.entries import Artifact, End, Metrics, Point, Tag, entry_of, joined
-from msgrpo_lab.callbacks.outbox import Outbox
-from msgrpo_lab.callbacks.run_logger import RunLogger
-from msgrpo_lab.callbacks.spool import Owner, Spool, read_spool
-from msgrpo_lab.callbacks.tracked_run import STOPPED_TAG
-from msgrpo_lab.callbacks.tracking import MLflowTracking, finish_run
 from msgrpo_lab.runs.folder import held, is_held
+from msgrpo_lab.tracking import outbox as outbox_module
+from msgrpo_lab.tracking.logger import RunLogger
+from msgrpo_lab.tracking.outbox import (
+    Artifact,
+    End,
+    Metrics,
+    Outbox,
+    Owner,
+    Point,
+    Spool,
+    Tag,
+    entry_of,
+    joined,
+    read_spool,
+)
+from msgrpo_lab.tracking.run import STOPPED_TAG
+from msgrpo_lab.tracking.tracking import MLflowTracking, finish_run
 
 CONFIG = OmegaConf.create({"seed": 0})
 

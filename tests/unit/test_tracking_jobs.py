@@ -17,8 +17,8 @@ import json, os, sys
 from pathlib import Path
 from omegaconf import OmegaConf
 import lightning.pytorch.loggers, sqlalchemy  # before the fork: a start costs seconds
-from msgrpo_lab.callbacks.store import mlflow_module
-from msgrpo_lab.callbacks.tracking import MLflowTracking
+from msgrpo_lab.tracking.database import mlflow_module
+from msgrpo_lab.tracking.tracking import MLflowTracking
 mlflow_module()
 uri, jobs, updates, keys = sys.argv[1], *map(int, sys.argv[2:])
 waiting, go = os.pipe()

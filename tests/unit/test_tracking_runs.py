@@ -24,13 +24,12 @@ from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from sqlalchemy.exc import OperationalError
 
-from msgrpo_lab.callbacks.multirun import SweepParent, swept_keys
-from msgrpo_lab.callbacks.provenance import git_state
-from msgrpo_lab.callbacks.tracked_run import flatten, tags_of
-from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, CSVTracking, MLflowTracking, finish_run
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.config.paths import code_checkout
 from msgrpo_lab.runs.folder import note_failure
+from msgrpo_lab.tracking.run import flatten, git_state, tags_of
+from msgrpo_lab.tracking.sweep import SweepParent, swept_keys
+from msgrpo_lab.tracking.tracking import PARENT_VARIABLE, CSVTracking, MLflowTracking, finish_run
 
 ROOT = Path(__file__).parents[2]
 PLANTED = "planted-value-55d0"
@@ -237,7 +236,7 @@ def test_a_presets_sweep_is_swept_unless_the_command_line_says_otherwise(argumen
 
 
 def test_the_parent_names_the_keys_of_a_presets_sweep(uri: str, tmp_path: Path) -> None:
-    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri)
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.tracking.tracking.MLflowTracking", tracking_uri=uri)
     cfg.hydra.sweeper = {"params": {"sampler": "uniform,abs_adv", "seed": "0,1,2"}}
     callback = SweepParent()
     callback.on_multirun_start(cfg)
@@ -256,7 +255,7 @@ def sweep_config(folder: Path, /, **logger: Any) -> DictConfig:
 
 
 def test_the_parent_travels_in_the_environment_until_the_sweep_ends(uri: str, tmp_path: Path) -> None:
-    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri)
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.tracking.tracking.MLflowTracking", tracking_uri=uri)
     callback = SweepParent()
     callback.on_multirun_start(cfg)
     parent = os.environ[PARENT_VARIABLE]
@@ -268,7 +267,7 @@ def test_the_parent_travels_in_the_environment_until_the_sweep_ends(uri: str, tm
 
 def test_a_store_that_cannot_be_used_ends_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = sweep_config(
-        tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri="sqlite:////proc/x/y.db"
+        tmp_path, _target_="msgrpo_lab.tracking.tracking.MLflowTracking", tracking_uri="sqlite:////proc/x/y.db"
     )
     with pytest.raises(SystemExit) as caught:
         SweepParent().on_multirun_start(cfg)
@@ -279,7 +278,7 @@ def test_a_store_that_cannot_be_used_ends_the_program(tmp_path: Path, capsys: py
 
 
 def test_a_wrong_logger_ends_the_program_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri="./mlruns")
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.tracking.tracking.MLflowTracking", tracking_uri="./mlruns")
     with pytest.raises(SystemExit):
         SweepParent().on_multirun_start(cfg)
     (line,) = capsys.readouterr().err.splitlines()
@@ -289,7 +288,7 @@ def test_a_wrong_logger_ends_the_program_in_one_line(tmp_path: Path, capsys: pyt
 def test_a_sweep_that_was_left_goes_on_under_its_parent(
     uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri)
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.tracking.tracking.MLflowTracking", tracking_uri=uri)
     killed = SweepParent()
     killed.on_multirun_start(cfg)
     parent = os.environ[PARENT_VARIABLE]
@@ -313,7 +312,7 @@ def test_a_sweep_that_was_left_goes_on_under_its_parent(
 
 
 def test_a_sweep_ends_with_the_jobs_that_failed(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri)
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.tracking.tracking.MLflowTracking", tracking_uri=uri)
     callback = SweepParent()
     callback.on_multirun_start(cfg)
     parent = os.environ[PARENT_VARIABLE]
@@ -347,7 +346,7 @@ def test_a_store_that_fails_at_the_end_hides_no_failed_job(
 
     monkeypatch.setattr(CSVTracking, "start_sweep", lambda *_: "a-parent")
     monkeypatch.setattr(CSVTracking, "finish_sweep", fail)
-    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.CSVTracking", folder=str(tmp_path))
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.tracking.tracking.CSVTracking", folder=str(tmp_path))
     hydra = Callbacks()  # which swallows what is no SystemExit
     hydra.callbacks.append(SweepParent())
     hydra.on_multirun_start(cfg)
@@ -374,7 +373,7 @@ def test_a_store_that_fails_at_the_start_of_a_sweep_ends_it(
         raise MlflowException("no answer")
 
     monkeypatch.setattr(CSVTracking, "start_sweep", fail)
-    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.CSVTracking", folder=str(tmp_path))
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.tracking.tracking.CSVTracking", folder=str(tmp_path))
     hydra = Callbacks()
     hydra.callbacks.append(SweepParent())
     with pytest.raises(SystemExit) as ended:
@@ -385,7 +384,7 @@ def test_a_store_that_fails_at_the_start_of_a_sweep_ends_it(
 
 
 def test_a_sweep_without_a_database_has_no_parent(tmp_path: Path) -> None:
-    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.callbacks.tracking.CSVTracking", folder=str(tmp_path))
+    cfg = sweep_config(tmp_path, _target_="msgrpo_lab.tracking.tracking.CSVTracking", folder=str(tmp_path))
     callback = SweepParent()
     callback.on_multirun_start(cfg)
     assert PARENT_VARIABLE not in os.environ
@@ -483,10 +482,10 @@ def test_a_real_sweep_is_one_parent_with_a_child_a_job(
         fail: {fail}
         paths: {{outputs: {tmp_path}/outputs}}
         logger:
-          _target_: msgrpo_lab.callbacks.tracking.MLflowTracking
+          _target_: msgrpo_lab.tracking.tracking.MLflowTracking
           tracking_uri: sqlite:///{tmp_path}/outputs/mlflow.db
           log_system_metrics: false
-        hydra: {{callbacks: {{tracking: {{_target_: msgrpo_lab.callbacks.multirun.SweepParent}}}}}}
+        hydra: {{callbacks: {{tracking: {{_target_: msgrpo_lab.tracking.sweep.SweepParent}}}}}}
         """)
     )
     done = subprocess.run(

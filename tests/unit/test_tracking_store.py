@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from msgrpo_lab.callbacks import store
-from msgrpo_lab.callbacks.store import check_form, check_reachable, database_path, prepare_store
 from msgrpo_lab.messages import mask
+from msgrpo_lab.tracking import database as store
+from msgrpo_lab.tracking.database import check_form, check_reachable, database_path, prepare_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,8 +144,8 @@ def test_a_deleted_experiment_is_told(tmp_path: Path) -> None:
 
 JOB = """
 import sys
-from msgrpo_lab.callbacks import store
-from msgrpo_lab.callbacks.store import prepare_store
+from msgrpo_lab.tracking import database as store
+from msgrpo_lab.tracking.database import prepare_store
 from mlflow import MlflowClient
 uri, name = sys.argv[1:]
 experiment_id = prepare_store(uri, "msgrpo")

@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from sqlalchemy.exc import OperationalError
 
 from msgrpo_lab import train
-from msgrpo_lab.callbacks import provenance
-from msgrpo_lab.callbacks.tracked_run import finish_run
-from msgrpo_lab.callbacks.tracking import CSVTracking
 from msgrpo_lab.runs.resume import Beginning
 from msgrpo_lab.runs.stopping import Stopped
+from msgrpo_lab.tracking import run as provenance
+from msgrpo_lab.tracking.run import finish_run
+from msgrpo_lab.tracking.tracking import CSVTracking
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_a_store_that_refuses_is_told_in_one_line(
 
     monkeypatch.setattr(CSVTracking, "start", refuse)
     before = signal.getsignal(signal.SIGTERM)
-    logger = config(_target_="msgrpo_lab.callbacks.tracking.CSVTracking", folder=str(tmp_path))
+    logger = config(_target_="msgrpo_lab.tracking.tracking.CSVTracking", folder=str(tmp_path))
     with pytest.raises(train.CannotStart) as ended:
         train._train(logger, tmp_path, Beginning(), {})
     assert ended.value.code == 1
@@ -72,7 +72,7 @@ def test_what_is_not_the_stores_stays_an_error(tmp_path: Path, monkeypatch: pyte
         raise KeyError("a mistake in the code")
 
     monkeypatch.setattr(CSVTracking, "start", broken)
-    logger = config(_target_="msgrpo_lab.callbacks.tracking.CSVTracking", folder=str(tmp_path))
+    logger = config(_target_="msgrpo_lab.tracking.tracking.CSVTracking", folder=str(tmp_path))
     with pytest.raises(KeyError, match="a mistake in the code"):
         train._train(logger, tmp_path, Beginning(), {})
 
@@ -87,7 +87,7 @@ def test_a_signal_while_the_run_is_opened_marks_it_killed(
 
     monkeypatch.setattr(provenance, moment, interrupted)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    logger = config(_target_="msgrpo_lab.callbacks.tracking.MLflowTracking", tracking_uri=uri, log_system_metrics=False)
+    logger = config(_target_="msgrpo_lab.tracking.tracking.MLflowTracking", tracking_uri=uri, log_system_metrics=False)
     try:
         with pytest.raises(Stopped) as stopped:
             train._train(logger, tmp_path / "run", Beginning(), {})

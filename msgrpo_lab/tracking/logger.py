@@ -10,8 +10,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from msgrpo_lab.callbacks.entries import Artifact, End, Metrics, Point, Tag, without_known
-from msgrpo_lab.callbacks.outbox import Outbox
+from msgrpo_lab.tracking.outbox import Artifact, End, Metrics, Outbox, Point, Tag, without_known
 
 _NOT_IN_A_KEY = re.compile(r"[^\w/. -]", re.ASCII)
 

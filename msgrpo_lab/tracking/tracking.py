@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Protocol
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from msgrpo_lab.callbacks.csv_tracking import CSVTracking
-from msgrpo_lab.callbacks.entries import known_points, points_of
-from msgrpo_lab.callbacks.outbox import Outbox
-from msgrpo_lab.callbacks.spool import Owner, Spool
-from msgrpo_lab.callbacks.store import check_form, check_reachable, database_path, mlflow_module, prepare_store
-from msgrpo_lab.callbacks.tracked_run import (
+from msgrpo_lab.messages import mask, redact_text
+from msgrpo_lab.report.card import keep_card
+from msgrpo_lab.tracking.csv import CSVTracking
+from msgrpo_lab.tracking.database import check_form, check_reachable, database_path, mlflow_module, prepare_store
+from msgrpo_lab.tracking.outbox import Outbox, Owner, Spool, known_points, points_of
+from msgrpo_lab.tracking.run import (
     FOLDER_TAG,
     LONGEST_PARAM,
     Status,
@@ -38,13 +38,11 @@ from msgrpo_lab.callbacks.tracked_run import (
     tags_of,
     tells_end,
 )
-from msgrpo_lab.messages import mask, redact_text
-from msgrpo_lab.report.card import keep_card
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-    from msgrpo_lab.callbacks.run_logger import RunLogger
+    from msgrpo_lab.tracking.logger import RunLogger
 
 __all__ = ["CSVTracking", "MLflowTracking", "Status", "Tracking", "finish_run", "prepare_store", "start_run"]
 
@@ -127,7 +125,7 @@ class MLflowTracking:
         """
         from lightning.pytorch.utilities import rank_zero_only
 
-        from msgrpo_lab.callbacks.run_logger import RunLogger
+        from msgrpo_lab.tracking.logger import RunLogger
 
         if getattr(rank_zero_only, "rank", 0) != 0:
             return RunLogger(experiment=self.experiment, tracking_uri=self.tracking_uri, outbox=None)

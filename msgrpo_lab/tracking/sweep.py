@@ -20,13 +20,13 @@ from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from msgrpo_lab.callbacks.store import reason_of, refusal_of, store_errors
-from msgrpo_lab.callbacks.tracking import PARENT_VARIABLE, Status, Tracking
 from msgrpo_lab.files import write_durably
 from msgrpo_lab.messages import one_line
 from msgrpo_lab.runs.folder import FAILURE, LOCK, RunFolderError, held, is_held
 from msgrpo_lab.runs.last_folder import digest_of_job, remember, remembered
 from msgrpo_lab.runs.stopping import PassingOn
+from msgrpo_lab.tracking.database import reason_of, refusal_of, store_errors
+from msgrpo_lab.tracking.tracking import PARENT_VARIABLE, Status, Tracking
 
 log = logging.getLogger(__name__)
 

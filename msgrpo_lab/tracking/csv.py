@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from msgrpo_lab.callbacks.tracked_run import Status
 from msgrpo_lab.config.components import resolved
+from msgrpo_lab.tracking.run import Status
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
