@@ -8,8 +8,8 @@ from typing import Literal
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from msgrpo_lab.assemble import Lab, build_lab
 from msgrpo_lab.config import conf_dir, validate
+from msgrpo_lab.training.assemble import Lab, build_lab
 
 Policy = Literal["untrained", "legal", "legal_text"]
 """`untrained`: free generation as the base model does it. `legal`: decoding constrained to the legal words.

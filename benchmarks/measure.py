@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from benchmarks.flops import Row, Work, work_of
-from msgrpo_lab.assemble import Lab
+from msgrpo_lab.training.assemble import Lab
 from msgrpo_lab.types import TrainBatch
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")

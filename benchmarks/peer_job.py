@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Int
 from omegaconf import DictConfig
 
-from msgrpo_lab.assemble import Lab, component
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.lap.sources import Loaded
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, generator
+from msgrpo_lab.training.assemble import Lab, component
 from msgrpo_lab.tsmg.base import TextGame
 
 

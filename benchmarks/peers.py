@@ -29,9 +29,9 @@ from benchmarks.peer_job import PeerJob, PeerResult, samples_of
 from benchmarks.ratios import Ratio, paired_ratio
 from benchmarks.report import machine
 from benchmarks.run import WARM_UP_SEED
-from msgrpo_lab.assemble import Lab, build_lab
 from msgrpo_lab.config import ConfigError
-from msgrpo_lab.heap import keep_freed_memory
+from msgrpo_lab.training.assemble import Lab, build_lab
+from msgrpo_lab.training.heap import keep_freed_memory
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS = "ours"

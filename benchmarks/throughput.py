@@ -22,7 +22,7 @@ from benchmarks import report
 from benchmarks.cells import ENVS, GROUP_SIZES, MODELS, POLICIES, Cell, default_job, unit_cell
 from benchmarks.run import CellResult, run_cell
 from msgrpo_lab.config import ConfigError
-from msgrpo_lab.heap import keep_freed_memory
+from msgrpo_lab.training.heap import keep_freed_memory
 
 RESULTS = Path(__file__).resolve().parent / "results"
 QUICK_BUDGET_S = 200.0

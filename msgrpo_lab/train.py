@@ -41,14 +41,14 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from msgrpo_lab import __version__
-from msgrpo_lab.assemble import Lab, component
 from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption, best_of
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.callbacks.progress import StopCheck
-from msgrpo_lab.checkpoint.state import load_trainable
 from msgrpo_lab.runs.checkpoint import Snapshot
 from msgrpo_lab.runs.resume import Beginning
 from msgrpo_lab.tracking.logger import RunLogger
+from msgrpo_lab.training.assemble import Lab, component
+from msgrpo_lab.training.state import load_trainable
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +94,9 @@ def _train(config: DictConfig, folder: Path, begin: Beginning, plain: dict[str, 
     # Heavy imports wait until the command line has been found right.
     import torch
 
-    from msgrpo_lab.assemble import build_lab, component
-    from msgrpo_lab.heap import keep_freed_memory
     from msgrpo_lab.train import fit, with_precision_of
+    from msgrpo_lab.training.assemble import build_lab, component
+    from msgrpo_lab.training.heap import keep_freed_memory
 
     _quieten()
     keep_freed_memory()

@@ -8,11 +8,11 @@ from typing import Any
 import lightning as L
 from lab_made import Memory, fit, small_lab
 
-from msgrpo_lab.assemble import Lab
 from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.callbacks.watchdogs import Watchdogs
 from msgrpo_lab.runs.checkpoint import Snapshot
+from msgrpo_lab.training.assemble import Lab
 
 SMALLEST = ("rollout.num_groups=2", "rollout.group_size=2", "sampler.num_episodes=4", "env.horizon=3")
 

@@ -15,11 +15,11 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from msgrpo_lab.assemble import Lab, build_lab
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.lap.build import build_policy
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.sources import RandomLlama
+from msgrpo_lab.training.assemble import Lab, build_lab
 from msgrpo_lab.types import Completion, Episode, ParsedAction, RolloutBatch, Sampling, TrainBatch, Turn
 
 SMALL = ("model.source.hidden_size=32", "model.source.intermediate_size=64", "model.source.num_layers=2")

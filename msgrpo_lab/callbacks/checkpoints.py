@@ -17,9 +17,7 @@ from lightning.pytorch.loggers import Logger
 from safetensors import SafetensorError
 
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
-from msgrpo_lab.checkpoint.state import capture, detached, load_trainable, restore, restore_optimizer, trainable
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.module import LAPModule
 from msgrpo_lab.runs.checkpoint import (
     FOLDER,
     CheckpointError,
@@ -33,6 +31,8 @@ from msgrpo_lab.runs.checkpoint import (
 from msgrpo_lab.runs.folder import RunFolderError
 from msgrpo_lab.tracking.database import reason_of
 from msgrpo_lab.tracking.logger import RunLogger
+from msgrpo_lab.training.module import LAPModule
+from msgrpo_lab.training.state import capture, detached, load_trainable, restore, restore_optimizer, trainable
 
 
 class AdapterKeeper(L.Callback):

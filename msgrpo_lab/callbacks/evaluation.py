@@ -11,10 +11,10 @@ from typing import Any, get_args
 import lightning as L
 import torch
 
-from msgrpo_lab.data import RolloutDataModule
 from msgrpo_lab.oracle.players import Score
 from msgrpo_lab.rollout.held_out import Outcomes, held_out_references, play_held_out, reference_ends
 from msgrpo_lab.rollout.map_split import Maps, prompt_digests
+from msgrpo_lab.training.data import RolloutDataModule
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from msgrpo_lab.data import RolloutDataModule
+from msgrpo_lab.training.data import RolloutDataModule
 from msgrpo_lab.types import RolloutBatch
 
 log = logging.getLogger(__name__)

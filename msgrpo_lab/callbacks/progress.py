@@ -12,8 +12,8 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from msgrpo_lab.checkpoint.state import data_of
 from msgrpo_lab.runs.stopping import Stopping
+from msgrpo_lab.training.state import data_of
 
 log = logging.getLogger(__name__)
 

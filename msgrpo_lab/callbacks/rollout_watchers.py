@@ -15,7 +15,6 @@ from hydra.core.hydra_config import HydraConfig
 
 from msgrpo_lab.config.choices import configured
 from msgrpo_lab.credit.base import CreditAssigner
-from msgrpo_lab.data import RolloutDataModule
 from msgrpo_lab.fidelity.gradients import ParameterSpace
 from msgrpo_lab.fidelity.meter import draw_repeatedly, measure, yardstick_of
 from msgrpo_lab.fidelity.rollout_file import GameSettings, SavedRollout, save_rollout
@@ -24,6 +23,7 @@ from msgrpo_lab.oracle.frozen_lake import has_oracle
 from msgrpo_lab.seeding import generator
 from msgrpo_lab.tracking.logger import RunLogger
 from msgrpo_lab.tracking.run import TAGGED_GROUPS
+from msgrpo_lab.training.data import RolloutDataModule
 
 
 class RolloutWatcher(L.Callback):

@@ -16,10 +16,10 @@ import lightning as L
 import torch
 
 from msgrpo_lab.callbacks.checkpoints import CheckpointKeeper
-from msgrpo_lab.module import LAPModule
 from msgrpo_lab.runs.checkpoint import CheckpointError
 from msgrpo_lab.tracking.logger import RunLogger
 from msgrpo_lab.tracking.run import STOPPED_TAG
+from msgrpo_lab.training.module import LAPModule
 
 Cause = Literal["non_finite", "logprob_gap", "collapse", "first_rollout"]
 """What a watchdog can be told to answer, each in its own way; and what the first rollout is warned of."""

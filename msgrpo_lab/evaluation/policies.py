@@ -91,7 +91,7 @@ class ModelShelf:
     def _load(self, node: Mapping[str, Any], key: str) -> None:
         import torch
 
-        from msgrpo_lab.assemble import component
+        from msgrpo_lab.training.assemble import component
 
         # The old one is let go of first: two large models may not fit.
         self._policy, self._key = None, ""
@@ -106,8 +106,8 @@ class ModelShelf:
 
     def prompt(self, node: Mapping[str, Any], tokenizer: Any) -> PromptBuilder:
         """A prompt builder for this template and tokenizer."""
-        from msgrpo_lab.assemble import component
         from msgrpo_lab.lap.prompt import PromptBuilder
+        from msgrpo_lab.training.assemble import component
 
         words = tokenizer.backend_tokenizer.to_str() if hasattr(tokenizer, "backend_tokenizer") else id(tokenizer)
         key = digest_of([dict(node), words, tokenizer.chat_template])
@@ -147,7 +147,7 @@ def language_contender(
         )
 
     def opened() -> Opened:
-        from msgrpo_lab.assemble import component, decoding_rule
+        from msgrpo_lab.training.assemble import component, decoding_rule
 
         try:
             policy = shelf.policy(spec.model, weights)
@@ -253,7 +253,7 @@ def remote_contender(label: str, model: str | None, remote: Mapping[str, Any], s
     Raises:
         ValueError: no model is named, or the server cannot decode as asked; one line.
     """
-    from msgrpo_lab.assemble import component, decoding_rule
+    from msgrpo_lab.training.assemble import component, decoding_rule
 
     node = dict(spec.engine if asks_a_server(spec.engine) else remote)
     if model is not None:

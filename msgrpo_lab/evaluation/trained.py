@@ -231,7 +231,7 @@ class Checkpoint:
 
     def put_into(self, policy: LanguagePolicy) -> None:
         """Gives the policy the weights. Raises `ValueError` if they are of another model; one line."""
-        from msgrpo_lab.checkpoint.state import load_policy_weights
+        from msgrpo_lab.training.state import load_policy_weights
 
         load_policy_weights(self.folder, policy)
 

@@ -11,7 +11,6 @@ import psutil
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from msgrpo_lab.assemble import component
 from msgrpo_lab.config.command_line import Job
 from msgrpo_lab.lap.build import OutlinedModel
 from msgrpo_lab.messages import Mistake
@@ -29,6 +28,7 @@ from msgrpo_lab.planner.cost import (
     update_flops,
 )
 from msgrpo_lab.planner.workload import EstimatedTokenizer, Workload, answer_length, measure
+from msgrpo_lab.training.assemble import component
 
 BUILDER, OUTLINER = "msgrpo_lab.lap.build.build_policy", "msgrpo_lab.lap.build.outline_model"
 FREE_OF_COST = ("seed", "credit", "callbacks", "logger", "paths", "optim", "ckpt_path")

@@ -16,8 +16,6 @@ import numpy as np
 from jaxtyping import Int
 from omegaconf import DictConfig
 
-from msgrpo_lab.assemble import component, decoding_rule
-from msgrpo_lab.collate import collate, split_episodes
 from msgrpo_lab.decoder.decoding import num_candidates
 from msgrpo_lab.decoder.plan import ForwardPlan, plan_forward
 from msgrpo_lab.engines.base import Settled, check_lengths
@@ -26,6 +24,8 @@ from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.rollout.collect import Collector
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, episode_generators, generator, held_out_seeds
+from msgrpo_lab.training.assemble import component, decoding_rule
+from msgrpo_lab.training.collate import collate, split_episodes
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Completion, Credit, RolloutBatch, Sampling, Selection, TrainBatch
 

@@ -8,9 +8,9 @@ import math
 import pytest
 from lab_made import SMALL, SMALL_RUN, composed, fit, small_lab, training_presets
 
-from msgrpo_lab.assemble import component
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.config import check_command_line, conf_dir
+from msgrpo_lab.training.assemble import component
 
 FREE = ("rollout.sampling.constrain=false", "rollout.sampling.max_new_tokens=6")
 QUICK = ("model=tiny", "debug=fast")

@@ -21,10 +21,10 @@ from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
 from msgrpo_lab import evaluate as command
-from msgrpo_lab.assemble import Lab
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
-from msgrpo_lab.checkpoint.state import trainable
 from msgrpo_lab.runs.checkpoint import Snapshot, write_checkpoint
+from msgrpo_lab.training.assemble import Lab
+from msgrpo_lab.training.state import trainable
 
 ROOT = Path(__file__).parents[2]
 FEW = ("episodes=24", "reference_simulations=4", "device=cpu")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from lab_made import composed, fit, small_lab
 
-from msgrpo_lab.assemble import component
 from msgrpo_lab.callbacks.profiler import TraceProfiler
+from msgrpo_lab.training.assemble import component
 
 
 def events(path: Path) -> list[dict[str, Any]]:

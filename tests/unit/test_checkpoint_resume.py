@@ -10,13 +10,13 @@ import pytest
 import torch
 from lab_made import Memory, composed, fit, small_lab
 
-from msgrpo_lab.assemble import Lab
 from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.callbacks.watchdogs import Watchdogs
-from msgrpo_lab.checkpoint.state import load_policy_weights, trainable
 from msgrpo_lab.runs.checkpoint import FOLDER, CheckpointError, Snapshot, checkpoints, newest, read_checkpoint
 from msgrpo_lab.train import with_precision_of
+from msgrpo_lab.training.assemble import Lab
+from msgrpo_lab.training.state import load_policy_weights, trainable
 
 EPOCHS = 4
 SMALLEST = ("rollout.num_groups=2", "rollout.group_size=2", "sampler.num_episodes=4", "env.horizon=3")

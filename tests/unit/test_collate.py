@@ -9,7 +9,7 @@ import pytest
 import torch
 from lab_made import rollout, turn
 
-from msgrpo_lab.collate import collate, narrowed, split_episodes
+from msgrpo_lab.training.collate import collate, narrowed, split_episodes
 from msgrpo_lab.types import Credit, RolloutBatch, Selection, TrainBatch
 
 

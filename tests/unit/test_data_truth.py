@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from lab_made import fit, move, small_lab
 
-from msgrpo_lab.assemble import Lab
 from msgrpo_lab.fidelity.action_probs import exact_table, table_maker
 from msgrpo_lab.fidelity.truth import lake_truth
+from msgrpo_lab.training.assemble import Lab
 from msgrpo_lab.types import RolloutBatch
 
 EXACT = ("env=frozenlake_slippery", "env.horizon=5", "credit=exact")

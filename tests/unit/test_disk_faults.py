@@ -16,9 +16,9 @@ import pytest
 import torch
 from guard_made import Run
 
-from msgrpo_lab.checkpoint.state import trainable
 from msgrpo_lab.runs.checkpoint import FOLDER, checkpoints, read_checkpoint
 from msgrpo_lab.runs.folder import RunFolderError
+from msgrpo_lab.training.state import trainable
 
 
 @contextlib.contextmanager

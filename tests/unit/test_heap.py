@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from msgrpo_lab import heap
+from msgrpo_lab.training import heap
 
 TOUCH_AGAIN = """
 import resource, sys
 import torch
-from msgrpo_lab.heap import keep_freed_memory
+from msgrpo_lab.training.heap import keep_freed_memory
 assert not {keep} or keep_freed_memory()
 for _ in range(12):  # the first ones find where in the heap it fits
     torch.ones(20_000_000)

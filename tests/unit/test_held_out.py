@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from lab_made import fit, rollout, small_lab, turn
 
-from msgrpo_lab.assemble import Lab
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.oracle.players import Score
 from msgrpo_lab.rollout.held_out import Outcomes, mean_interval, wilson_interval
 from msgrpo_lab.seeding import held_out_seeds
+from msgrpo_lab.training.assemble import Lab
 from msgrpo_lab.types import RolloutBatch
 
 

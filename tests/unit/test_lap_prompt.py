@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from lab_made import composed
 
-from msgrpo_lab.assemble import component
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.lap.prompt import ActionTagParser, FirstWordParser, PromptBuilder, PromptTemplate
 from msgrpo_lab.lap.sources import word_tokenizer
+from msgrpo_lab.training.assemble import component
 from msgrpo_lab.types import Message
 
 WORDS = ("Left", "Down", "Right", "Up")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from msgrpo_lab.optim import AdamW
+from msgrpo_lab.training.optim import AdamW
 
 
 def factors(optim: AdamW, total: int, count: int | None = None) -> list[float]:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from lab_made import small_lab
 
-from msgrpo_lab.assemble import Lab
 from msgrpo_lab.fidelity.action_probs import ActionTable, TableMaker, exact_table, sampled_table
 from msgrpo_lab.fidelity.truth import LakeTruth, annotate, lake_truth
 from msgrpo_lab.oracle.lake_values import INVALID, lakes_of
+from msgrpo_lab.training.assemble import Lab
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.types import RolloutBatch

@@ -7,7 +7,6 @@ import pytest
 import torch
 from lab_made import SMALL_RUN, composed, fit, small_lab, small_policy, train_batch
 
-from msgrpo_lab.assemble import component
 from msgrpo_lab.config import conf_dir
 from msgrpo_lab.decoder.plan import plan_forward
 from msgrpo_lab.lap.build import OutlinedModel, build_policy
@@ -17,6 +16,7 @@ from msgrpo_lab.lap.sources import RandomLlama
 from msgrpo_lab.planner.cost import Memory, ModelSize, estimate, saved_per_token, size_of, update_flops
 from msgrpo_lab.planner.report import outline
 from msgrpo_lab.planner.workload import EstimatedTokenizer, Workload, _pass, answer_length, distinct_tokens, measure
+from msgrpo_lab.training.assemble import component
 from msgrpo_lab.types import Sampling
 
 

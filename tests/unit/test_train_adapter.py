@@ -12,10 +12,10 @@ from lab_made import fit, small_lab, small_policy
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from msgrpo_lab.assemble import Lab
 from msgrpo_lab.callbacks.checkpoints import AdapterKeeper
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.lap.sources import RandomLlama
+from msgrpo_lab.training.assemble import Lab
 
 TOKENS = torch.tensor([[7, 30, 41, 9]])
 

@@ -25,7 +25,7 @@ from msgrpo_lab.tracking.tracking import CSVTracking
 
 @pytest.fixture(autouse=True)
 def _settings_of_the_process_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msgrpo_lab.heap.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("msgrpo_lab.training.heap.keep_freed_memory", lambda: None)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda _: None)
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", fill)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from lab_made import Memory, fit, gradient_of, small_lab
 
-from msgrpo_lab.assemble import Lab
 from msgrpo_lab.loss import LossStats
 from msgrpo_lab.seeding import Stream, episode_generators, generator
+from msgrpo_lab.training.assemble import Lab
 from msgrpo_lab.types import RolloutBatch, TrainBatch
 
 FREE = ("rollout.sampling.constrain=false", "rollout.sampling.max_new_tokens=3")
@@ -318,8 +318,8 @@ def test_every_draw_is_of_the_runs_seed_and_the_epoch(monkeypatch: pytest.Monkey
         of_episodes.append((seed, stream, epoch, count))
         return episode_generators(seed, stream, epoch, count)
 
-    monkeypatch.setattr("msgrpo_lab.data.generator", noted)
-    monkeypatch.setattr("msgrpo_lab.data.episode_generators", noted_each)
+    monkeypatch.setattr("msgrpo_lab.training.data.generator", noted)
+    monkeypatch.setattr("msgrpo_lab.training.data.episode_generators", noted_each)
     lab = small_lab("seed=7", "update.minibatches=2")
     list(lab.data.batches(epoch=3, version=6))
     assert sorted(asked) == [(7, stream, 3) for stream in ("data_order", "env_seeds", "members", "sampler")]

@@ -16,8 +16,8 @@ from lab_made import Memory, fit, small_lab
 from poison_made import At, nan_gradient, nan_parameter
 
 from msgrpo_lab.callbacks.watchdogs import Watchdogs, WatchdogStop
-from msgrpo_lab.checkpoint.state import trainable
 from msgrpo_lab.runs.checkpoint import FOLDER, Snapshot, checkpoints, newest
+from msgrpo_lab.training.state import trainable
 
 HEALTHY = {
     "train/action_entropy": 1.0,

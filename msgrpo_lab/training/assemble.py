@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from msgrpo_lab.data import RolloutDataModule
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder, PromptTemplate
-from msgrpo_lab.module import LAPModule
 from msgrpo_lab.rollout.collect import Collector
+from msgrpo_lab.training.data import RolloutDataModule
+from msgrpo_lab.training.module import LAPModule
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Sampling
 

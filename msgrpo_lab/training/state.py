@@ -15,10 +15,10 @@ import lightning as L
 import torch
 from torch import nn
 
-from msgrpo_lab.data import RolloutDataModule
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.module import LAPModule
 from msgrpo_lab.runs.checkpoint import CheckpointError, Snapshot, Tensors, read_checkpoint
+from msgrpo_lab.training.data import RolloutDataModule
+from msgrpo_lab.training.module import LAPModule
 
 
 def capture(

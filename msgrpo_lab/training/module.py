@@ -14,12 +14,12 @@ from typing import Any
 import lightning as L
 import torch
 
-from msgrpo_lab.collate import narrowed
 from msgrpo_lab.decoder.plan import Sharing
 from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.lap.policy import LanguagePolicy, UpdateWork, peak_memory_mb, update_work
 from msgrpo_lab.loss import LossStats, PolicyGradientLoss, sum_stats
-from msgrpo_lab.optim import AdamW
+from msgrpo_lab.training.collate import narrowed
+from msgrpo_lab.training.optim import AdamW
 from msgrpo_lab.types import Sampling, TrainBatch
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from msgrpo_lab.collate import collate, split_episodes
 from msgrpo_lab.credit.action_entropy import action_surprise
 from msgrpo_lab.credit.base import CreditAssigner, needs_oracle
 from msgrpo_lab.decoder.plan import Sharing
@@ -29,6 +28,7 @@ from msgrpo_lab.rollout.map_split import Maps, MapSplit, prompt_digests
 from msgrpo_lab.rollout.thoughts import thought_metrics
 from msgrpo_lab.sampler.base import EpisodeSampler, Refilling, diagnose, merge_rollouts, with_outcomes
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED, episode_generators, generator, refill_seed
+from msgrpo_lab.training.collate import collate, split_episodes
 from msgrpo_lab.types import Credit, RolloutBatch, Sampling, TrainBatch
 
 
