@@ -20,7 +20,7 @@ from msgrpo_lab.seeding import held_out_seeds
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.tsmg.snake import Snake
-from msgrpo_lab.tsmg.snake_text import paper_state
+from msgrpo_lab.tsmg.snake_rules import paper_state
 
 SCHEMA = "msgrpo_lab.oracle/1"
 """Names the layout of `Difficulty.as_json`; another layout gets another number."""

@@ -19,8 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from msgrpo_lab.oracle.players import Player
-from msgrpo_lab.tsmg.base import TextGame
-from msgrpo_lab.tsmg.chance import Snapshot, stream
+from msgrpo_lab.tsmg.base import Snapshot, TextGame, stream
 
 _GAME, _PLAYER = 0, 1
 

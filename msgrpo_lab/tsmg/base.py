@@ -7,10 +7,12 @@ exact forking (`snapshot`, `restore`).
 
 from __future__ import annotations
 
+import math
 import operator
 import string
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -18,8 +20,109 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from msgrpo_lab.tsmg.chance import DYNAMICS_STREAM, Snapshot, generator_at, stream
-from msgrpo_lab.tsmg.checks import one_of, real_number, whole_number
+LARGEST = 1e6
+"""Rewards and penalties are at most this: far beyond any use, and small enough that no sum of them overflows."""
+
+
+def whole_number(key: str, value: Any, *, low: int, high: int | None = None) -> int:
+    """`value` as an int in [low, high].
+
+    Raises:
+        ValueError: it is no whole number, or lies outside the range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"env.{key}={value!r}: must be a whole number, {_range(low, high)}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"env.{key}={value!r}: must be {_range(low, high)}")
+    return value
+
+
+def real_number(
+    key: str, value: Any, *, low: float | None = None, high: float | None = None, remedy: str = ""
+) -> float:
+    """`value` as a float in [low, high]; None leaves a side open, up to `LARGEST`.
+
+    Raises:
+        ValueError: it is no finite number, or lies outside the range. `remedy` is appended to the message.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"env.{key}={value!r}: must be a finite number, {_range(low, high)}{remedy}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ValueError(f"env.{key}={value!r}: must be {_range(low, high)}{remedy}")
+    if abs(value) > LARGEST:
+        raise ValueError(f"env.{key}={value!r}: must be at most {LARGEST:g} in size{remedy}")
+    return float(value)
+
+
+def one_of(key: str, value: Any, choices: Sequence[str]) -> str:
+    """`value` if it is one of `choices`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"env.{key}={value!r}: must be one of {', '.join(choices)}")
+    return value
+
+
+def truth(key: str, value: Any) -> bool:
+    """`value` if it is a bool.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"env.{key}={value!r}: must be true or false")
+    return value
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return "of any size"
+    if high is None:
+        return f"at least {low}"
+    if low is None:
+        return f"at most {high}"
+    return f"at least {low} and at most {high}"
+
+
+LAYOUT_STREAM = 0
+"""Stream of a seed that lays out the initial state."""
+DYNAMICS_STREAM = 1
+"""Stream of a seed, one a group member, that decides what happens afterwards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything that decides how a game goes on. Opaque to callers, picklable."""
+
+    settings: tuple[Hashable, ...]
+    """Arguments of the game it was taken from."""
+    seed: int
+    member: int
+    steps: int
+    over: bool
+    state: Any
+    dynamics_state: Mapping[str, Any] | None
+    """State of the generator of slips, other players and fallbacks; None if nothing was drawn yet."""
+    reset_state: Mapping[str, Any]
+    """State of gymnasium's own generator, which draws the seed of a `reset()` without one."""
+
+
+def stream(seed: int, *key: int) -> np.random.Generator:
+    """Independent generator of `seed` for `key`, apart from the one that draws gymnasium's maps from the same seed.
+
+    A spawn key, not a longer list of entropy: `SeedSequence([seed, 0])` is the very stream of `SeedSequence(seed)`.
+    """
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+def generator_at(state: Mapping[str, Any]) -> np.random.Generator:
+    """A generator that goes on from `state` of a PCG64."""
+    bits = np.random.PCG64(0)
+    bits.state = cast("Any", dict(state))
+    return np.random.Generator(bits)
+
 
 ObservationStyle = Literal["compact", "relative", "paper"]
 OBSERVATION_STYLES: tuple[ObservationStyle, ...] = get_args(ObservationStyle)

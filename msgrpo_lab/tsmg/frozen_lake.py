@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, ClassVar
 
-from msgrpo_lab.tsmg import frozen_lake_text
-from msgrpo_lab.tsmg.base import ObservationStyle, TextGame
-from msgrpo_lab.tsmg.checks import real_number, truth, whole_number
+from msgrpo_lab.tsmg import lake as frozen_lake_text
+from msgrpo_lab.tsmg.base import ObservationStyle, TextGame, real_number, truth, whole_number
 from msgrpo_lab.tsmg.lake import Lake, lake, random_map
 
 

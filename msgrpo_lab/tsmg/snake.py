@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, ClassVar
 
-from msgrpo_lab.tsmg import snake_text
-from msgrpo_lab.tsmg.base import ObservationStyle, TextGame
-from msgrpo_lab.tsmg.checks import real_number, whole_number
-from msgrpo_lab.tsmg.snake_rules import Board, distance, draw_moves, initial_board, move_all, replenish
-from msgrpo_lab.tsmg.snake_text import Menu
+from msgrpo_lab.tsmg import snake_rules as snake_text
+from msgrpo_lab.tsmg.base import ObservationStyle, TextGame, real_number, whole_number
+from msgrpo_lab.tsmg.snake_rules import Board, Menu, distance, draw_moves, initial_board, move_all, replenish
 
 
 class Snake(TextGame):

@@ -7,15 +7,17 @@ import pytest
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv, generate_random_map
 
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
-from msgrpo_lab.tsmg.frozen_lake_text import (
+from msgrpo_lab.tsmg.lake import (
+    Lake,
     compact_rules,
     compact_state,
+    lake,
     paper_rules,
     paper_state,
+    random_map,
     relative_rules,
     relative_state,
 )
-from msgrpo_lab.tsmg.lake import Lake, lake, random_map
 
 LEFT, DOWN, RIGHT, UP = range(4)
 MAP = ("SFFF", "FHFH", "FFFH", "HFFG")

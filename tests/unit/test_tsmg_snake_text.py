@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from msgrpo_lab.tsmg.snake import Snake
-from msgrpo_lab.tsmg.snake_rules import Board
-from msgrpo_lab.tsmg.snake_text import (
+from msgrpo_lab.tsmg.snake_rules import (
+    Board,
     Menu,
     compact_rules,
     compact_state,

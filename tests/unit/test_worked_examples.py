@@ -6,7 +6,7 @@ import pytest
 from hydra.utils import instantiate
 from lab_made import composed
 
-from msgrpo_lab.tsmg.frozen_lake_text import compact_state, relative_state
+from msgrpo_lab.tsmg.lake import compact_state, relative_state
 
 LAKES = ["frozenlake", "frozenlake_slippery", "frozenlake_big"]
 NEIGHBOURS = {"Left": (0, -1), "Up": (-1, 0), "Down": (1, 0), "Right": (0, 1)}
