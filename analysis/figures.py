@@ -1,6 +1,7 @@
 """Scores over training and at its end. One function a figure: tidy points in, a drawing and the very numbers out.
 
-`points` is the table of `msgrpo_lab.report.curves.join`. A figure with nothing to show is None; a warning says what is missing.
+`points` is the table of `msgrpo_lab.report.curves.join`. A figure with nothing to show is None; a warning says what is
+missing.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ RETURN = "train/return_mean"
 def learning_curves(points: pd.DataFrame) -> Drawing | None:
     """The paper's figure: held-out sampled score against updates, a panel an environment, a line a method.
 
-    Mean over runs with its band, the single best run dashed (`msgrpo_lab.report.curves.best_run`), and a thin line a reference
-    player or evaluated model.
+    Mean over runs with its band, the single best run dashed (`msgrpo_lab.report.curves.best_run`), and a thin line a
+    reference player or evaluated model.
     """
     found = []
     for env, scenario in panels(points):

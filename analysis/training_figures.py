@@ -158,11 +158,11 @@ def entropies(points: pd.DataFrame) -> Drawing | None:
     return Drawing(sheet.finish(), data)
 
 
-EFFICIENCY_UPDATES = "updates"
+BY_UPDATES = "updates"
 TOKENS, STEPS, TIME = "train/trained_tokens", "train/env_steps", "train/wall_s"
-COSTS = (EFFICIENCY_UPDATES, TOKENS, STEPS, TIME)
+COSTS = (BY_UPDATES, TOKENS, STEPS, TIME)
 UNITS: dict[str, list[tuple[float, str]]] = {
-    EFFICIENCY_UPDATES: [(1.0, "optimiser updates")],
+    BY_UPDATES: [(1.0, "optimiser updates")],
     TOKENS: [(1e6, "tokens trained on [millions]"), (1e3, "tokens trained on [thousands]"), (1.0, "tokens trained on")],
     STEPS: [
         (1e6, "environment steps [millions]"),
@@ -184,7 +184,7 @@ def spent_before(run: pd.DataFrame, cost: str, updates_V: Int[np.ndarray, " V"])
         cost: a metric that counts up, or "updates".
         updates_V: numbers of updates.
     """
-    if cost == EFFICIENCY_UPDATES:
+    if cost == BY_UPDATES:
         return np.asarray(updates_V, dtype=np.float64)
     logged = run[run["metric"] == cost].sort_values("step")
     if logged.empty:
@@ -215,10 +215,10 @@ def efficiency(points: pd.DataFrame) -> Drawing | None:
     Training time is that of rollouts and updates, without evaluation.
     """
     logged = set(points["metric"])
-    for cost in sorted(set(COSTS) - {EFFICIENCY_UPDATES} - logged):
+    for cost in sorted(set(COSTS) - {BY_UPDATES} - logged):
         log.warning("efficiency: no job logged %s", cost)
-    costs = [cost for cost in COSTS if cost == EFFICIENCY_UPDATES or cost in logged]
-    envs = [env for env in envs_of(points) if not priced(points, env, EFFICIENCY_UPDATES).empty]
+    costs = [cost for cost in COSTS if cost == BY_UPDATES or cost in logged]
+    envs = [env for env in envs_of(points) if not priced(points, env, BY_UPDATES).empty]
     if not envs:
         log.warning("efficiency: left out, no job logged a held-out score")
         return None

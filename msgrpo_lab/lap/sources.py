@@ -130,7 +130,7 @@ def quiet_transformers() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> Loaded:
+def load_folder(folder: Path, dtype: torch.dtype) -> Loaded:
     """The model of a folder, after its checksums have been compared where it has them (0.2 s for SmolLM2's 270 MB)."""
     try:
         check_manifest(folder)
@@ -145,7 +145,8 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Loaded:
     return Loaded(model, tokenizer)
 
 
-def _outline_of_folder(folder: Path) -> Outline:
+def outline_of_folder(folder: Path) -> Outline:
+    """The shape and the tokenizer of a model's folder, without its weights."""
     with quiet_transformers():
         config = AutoConfig.from_pretrained(folder, **OFFLINE)
         return Outline(config, AutoTokenizer.from_pretrained(folder, **OFFLINE))
@@ -159,11 +160,11 @@ class LocalModel:
 
     def load(self, dtype: torch.dtype) -> Loaded:
         """Read the folder; see `ModelSource.load`."""
-        return _from_folder(self._folder(), dtype)
+        return load_folder(self._folder(), dtype)
 
     def outline(self) -> Outline:
         """Read the folder's configuration; see `ModelSource.outline`."""
-        return _outline_of_folder(self._folder())
+        return outline_of_folder(self._folder())
 
     def _folder(self) -> Path:
         folder = Path(self.path).expanduser()
