@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from msgrpo_lab.runs.folder import FAILURE, LOCK, RunFolderError, held, is_held
 from msgrpo_lab.runs.last_folder import digest_of_job, remember, remembered
 from msgrpo_lab.runs.stopping import PassingOn
 from msgrpo_lab.tracking.database import reason_of, refusal_of, store_errors
-from msgrpo_lab.tracking.tracking import PARENT_VARIABLE, Status, Tracking
+from msgrpo_lab.tracking.tracking import PARENT_VARIABLE, MLflowTracking, Status, Tracking
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,13 @@ class SweepParent(Callback):
     The id travels in the environment, which the processes of a parallel launcher inherit. A single run has no parent.
     Hydra swallows what a callback raises: a store that cannot be used therefore ends the program here, and so does, at
     the end, a job that failed. The parent is also closed at the program's exit.
+
+    Args:
+        card: writes the card of a sweep that is closed, given the store's address and the parent run's id.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, card: Callable[[str, str], None] | None = None) -> None:
+        self._card = card
         self._tracking: Tracking | None = None
         self._parent: str | None = None
         self._folder: Path | None = None
@@ -122,6 +126,8 @@ class SweepParent(Callback):
             self._note(status)
             if self._tracking is not None and self._parent is not None:
                 self._tracking.finish_sweep(self._parent, status)
+                if self._card is not None and isinstance(self._tracking, MLflowTracking):
+                    self._card(self._tracking.tracking_uri, self._parent)
         except Exception as error:
             if not isinstance(error, store_errors()):
                 raise

@@ -23,7 +23,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from msgrpo_lab.messages import mask, redact_text
-from msgrpo_lab.report.card import keep_card
 from msgrpo_lab.tracking.csv import CSVTracking
 from msgrpo_lab.tracking.database import check_form, check_reachable, database_path, mlflow_module, prepare_store
 from msgrpo_lab.tracking.outbox import Outbox, Owner, Spool, known_points, points_of
@@ -245,7 +244,7 @@ class MLflowTracking:
     def finish_sweep(self, parent_run_id: str, status: Status) -> None:
         """Close the parent run: FINISHED only if every child is, KILLED if interrupted children are all that is amiss.
 
-        A child still open has lost its process: KILLED. The sweep's card is written last.
+        A child still open has lost its process: KILLED.
         """
         client = mlflow_module().MlflowClient(self.tracking_uri)
         experiment_id = client.get_run(parent_run_id).info.experiment_id
@@ -261,7 +260,6 @@ class MLflowTracking:
         elif status == "FAILED" and ends == {"KILLED"}:
             status = "KILLED"  # nothing went wrong: the sweep was interrupted
         client.set_terminated(parent_run_id, status)
-        keep_card(self.tracking_uri, parent_run_id)
 
 
 def run_folder() -> Path:

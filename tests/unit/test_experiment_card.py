@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from msgrpo_lab.report.card import CARD, main, over_runs, render
+from msgrpo_lab.report.card import CARD, keep_card, main, over_runs, render
 from msgrpo_lab.report.markdown import code_block, count, duration, escape, number, table
 from msgrpo_lab.report.sweep import JobRecord, SweepRecord, read_sweep
 from msgrpo_lab.tracking.tracking import MLflowTracking
@@ -233,6 +233,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     client.log_dict(run_id, HARDWARE, "provenance/hardware.json")
     client.set_terminated(run_id, "FINISHED")
     tracking.finish_sweep(parent, "FINISHED")
+    keep_card(uri, parent)
     return uri, parent
 
 
@@ -260,10 +261,9 @@ def test_an_interrupted_program_still_makes_the_card_as_it_ends(store: tuple[str
     code = f"""
 import atexit
 from msgrpo_lab.tracking.database import mlflow_module
-from msgrpo_lab.tracking.tracking import MLflowTracking
+from msgrpo_lab.report.card import keep_card
 mlflow_module()  # by then every job has imported it
-tracking = MLflowTracking(tracking_uri={uri!r})
-atexit.register(tracking.finish_sweep, {parent!r}, "FINISHED")
+atexit.register(keep_card, {uri!r}, {parent!r})
 """
     MlflowClient(uri).log_text(parent, "an older card", CARD)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -307,5 +307,6 @@ def test_a_card_that_cannot_be_written_does_not_stop_the_sweep_from_closing(
     (tmp_path / "artifacts").write_text("a file where the folder would be")
     with caplog.at_level(logging.WARNING):
         tracking.finish_sweep(parent, "FINISHED")
+        keep_card(uri, parent)
     assert MlflowClient(uri).get_run(parent).info.status == "FINISHED"
     assert f"make it with python -m msgrpo_lab.report.card {parent}" in caplog.text
