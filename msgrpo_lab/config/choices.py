@@ -66,7 +66,7 @@ def nodes_of(group: str, chosen: Any, changes: Any, found: Found) -> dict[str, d
         if name not in options:
             found.add([no_such_option(group, name, [*options, ALL])])
             continue
-        node = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
+        node = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"), resolve=True)
         assert isinstance(node, dict)
         nodes[name] = {str(key): value for key, value in node.items()}
     for name, keys in changes.items() if isinstance(changes, Mapping) else ():

@@ -154,13 +154,20 @@ def test_the_way_of_sampling_that_is_named_is_the_one_that_is_composed() -> None
     assert composed("sampling=constrained") == composed("experiment=constrained")
 
 
-@pytest.mark.parametrize(
-    "folder", ["model", "model_env", "model_sampling", "model_sampling_env", "model_prompt", "sampling"]
-)
-def test_keys_of_some_credit_rules_are_set_in_recipes_by_credit_rule_alone(folder: str) -> None:
-    files = sorted((conf_dir() / "recipe" / folder).glob("*.yaml"))
+def test_recipes_set_no_key_of_a_credit_rule() -> None:
+    """Another rule may not have it; what a recipe wants of every rule is a key of its own, which rules read."""
+    files = sorted((conf_dir() / "recipe").glob("*/*.yaml"))
     assert files
     assert not [path.name for path in files if "credit" in OmegaConf.load(path)]
+
+
+@pytest.mark.parametrize("rule", sorted(path.stem for path in (conf_dir() / "credit").glob("*.yaml")))
+def test_the_floor_of_the_std_is_the_recipes_under_every_rule(rule: str) -> None:
+    floors = [
+        composed(f"credit={rule}", *more).credit.min_std
+        for more in ([], ["sampling=constrained"], ["model=tiny"], ["model=qwen2_5_0_5b"], ["credit.min_std=0.2"])
+    ]
+    assert floors == [0.1, 0.03, 0.1, 0.0, 0.2]
 
 
 @pytest.mark.parametrize("game", ["frozenlake", "snake"])
