@@ -96,12 +96,12 @@ SECTIONS: dict[str, type] = {
 VALUES: dict[str, object] = {
     "seed": Annotated[int, Range(0)],
     "examples": Mapping[str, Any],
-    "min_std": Annotated[float, Range(0)],
+    "std_floor": Annotated[float, Range(0)],
     "resume": Literal["auto"] | None,
     "ckpt_path": str | None,
 }
 """Top-level keys that are one value."""
-EXAMPLES: dict[str, object] = {"seed": 0, "examples": {}, "min_std": 0.0, "resume": "auto", "ckpt_path": None}
+EXAMPLES: dict[str, object] = {"seed": 0, "examples": {}, "std_floor": 0.0, "resume": "auto", "ckpt_path": None}
 """A value that each of them may have."""
 
 
@@ -142,7 +142,7 @@ def register() -> None:
     schema: dict[str, Any] = {
         "seed": 0,
         "examples": {},
-        "min_std": 0.0,
+        "std_floor": 0.0,
         "resume": None,
         "ckpt_path": None,
         **{name: _writable(section) for name, section in SECTIONS.items()},
