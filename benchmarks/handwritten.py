@@ -8,7 +8,7 @@ length, the output projection at completion positions only. It does not share wo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,14 @@ class _Step:
     completion: list[int]
     weight: float
     """Advantage / (turns of the episode × episodes)."""
+
+
+def cut(row: list[int], ends: Set[int], stops: Sequence[str], decode: Callable[[list[int]], str]) -> list[int]:
+    """A completion up to its end token or stop text; behind it stands what other rows of the batch waited for."""
+    for length in range(1, len(row) + 1):
+        if row[length - 1] in ends or any(stop in decode(row[:length]) for stop in stops):
+            return row[:length]
+    return row
 
 
 class HandWritten:
@@ -115,7 +123,7 @@ class HandWritten:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Int[np.ndarray, " P"]]) -> list[list[int]]:
-        """One sampled completion a prompt, cut behind its end-of-turn token."""
+        """One sampled completion a prompt, cut behind its end-of-turn token or stop text."""
         longest = max(map(len, prompts))
         ids = torch.full((len(prompts), longest), self.pad)
         for row, prompt in enumerate(prompts):
@@ -123,6 +131,7 @@ class HandWritten:
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         mask = (torch.arange(longest) >= longest - lengths[:, None]).long()
         sampling = self.job.config.rollout.sampling
+        stops = list(self.job.prompt.template.stop)
         with self._autocast():
             written = self.model.generate(
                 input_ids=ids.to(self.device),
@@ -134,14 +143,12 @@ class HandWritten:
                 max_new_tokens=self.job.max_new_tokens,
                 pad_token_id=self.pad,
                 use_cache=True,
+                stop_strings=stops or None,
+                tokenizer=self.tokenizer,
                 prefix_allowed_tokens_fn=self._allowed(longest),
             )
         ends = set(self._ends())
-        completions = []
-        for row in written[:, longest:].tolist():
-            stop = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-            completions.append(row[:stop])
-        return completions
+        return [cut(row, ends, stops, self.tokenizer.decode) for row in written[:, longest:].tolist()]
 
     def _ends(self) -> list[int]:
         configured = self.base.generation_config.eos_token_id
