@@ -46,9 +46,9 @@ from benchmarks.peer_job import PeerJob
 from benchmarks.peers import RESULTS
 from benchmarks.ratios import paired_ratio
 from benchmarks.report import machine
-from msgrpo_lab.assemble import Lab, build_lab
 from msgrpo_lab.config import ConfigError
-from msgrpo_lab.heap import keep_freed_memory
+from msgrpo_lab.training.assemble import Lab, build_lab
+from msgrpo_lab.training.heap import keep_freed_memory
 from msgrpo_lab.types import RolloutBatch
 
 OURS, VLLM, PLAIN = "hf", "vllm", "generate"

@@ -17,7 +17,7 @@ from benchmarks import thoughts
 from benchmarks.cells import FAST, Cell, configuration
 from benchmarks.handwritten import cut
 from benchmarks.thoughts import OURS, PLAIN, VLLM, Timed, job_cell, measure, parser, rows, served, table, turns_of
-from msgrpo_lab.assemble import build_lab
+from msgrpo_lab.training.assemble import build_lab
 
 ANSWER = 5
 """Tokens that the server says it sampled for each prompt."""
