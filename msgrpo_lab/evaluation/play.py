@@ -24,7 +24,7 @@ LIBRARIES = ("torch", "transformers", "numpy", "gymnasium")
 """Another version of one of these may give other numbers."""
 
 
-class Cell(NamedTuple):
+class PolicyOnScenario(NamedTuple):
     """One policy on one scenario under one decoding."""
 
     contender: Contender
@@ -90,14 +90,14 @@ def evaluate(settings: Settings) -> Evaluation:
     return Evaluation(results=results, references=references, ends=ends, folder=folder, digest=digest)
 
 
-def cells_of(settings: Settings) -> Iterator[Cell]:
+def cells_of(settings: Settings) -> Iterator[PolicyOnScenario]:
     """Every cell that is asked for, a policy's together."""
     for contender in settings.contenders:
         for scenario in settings.scenarios:
             for decoding in contender.decodings:
                 asked = decoding in settings.decodings or contender.kind == "player"
                 if asked and contender.plays(scenario.game_class):
-                    yield Cell(contender, scenario, decoding, _key(settings, contender, scenario, decoding))
+                    yield PolicyOnScenario(contender, scenario, decoding, _key(settings, contender, scenario, decoding))
 
 
 def _key(settings: Settings, contender: Contender, scenario: Scenario, decoding: Decoding) -> CellKey:
@@ -139,7 +139,7 @@ def _references(
     return references, ends
 
 
-def _played(cells: Sequence[Cell], store: Store, settings: Settings) -> dict[CellKey, Played]:
+def _played(cells: Sequence[PolicyOnScenario], store: Store, settings: Settings) -> dict[CellKey, Played]:
     played = {cell.key: kept for cell in cells if (kept := store.read(cell.key)) is not None}
     if played:
         settings.say(f"{len(played)} of {len(cells)} results are in {store.folder} and are not played again")
@@ -173,7 +173,7 @@ def _played(cells: Sequence[Cell], store: Store, settings: Settings) -> dict[Cel
     return played
 
 
-def _play(cell: Cell, opened: Opened, collector: Collector, episodes: int) -> Played:
+def _play(cell: PolicyOnScenario, opened: Opened, collector: Collector, episodes: int) -> Played:
     greedy = cell.decoding == "greedy"
     sampling = replace(opened.sampling(collector.example_game), greedy=greedy)
     opened.sync()
