@@ -53,7 +53,7 @@ class DevicePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class JobKind:
     """Jobs that cost the same."""
 
     label: str
@@ -65,7 +65,7 @@ class Cell:
     assumptions: tuple[str, ...]
 
 
-def plan_cells(jobs: Sequence[Job], answer_tokens: int | None) -> list[Cell]:
+def plan_cells(jobs: Sequence[Job], answer_tokens: int | None) -> list[JobKind]:
     """Plans of all jobs, in the order in which their kinds appear.
 
     Args:
@@ -89,7 +89,7 @@ def _cost_key(config: DictConfig) -> str:
     return json.dumps(tree, sort_keys=True, default=str)
 
 
-def _plan(jobs: Sequence[Job], answer_tokens: int | None) -> Cell:
+def _plan(jobs: Sequence[Job], answer_tokens: int | None) -> JobKind:
     config, choices = jobs[0]
     here = outline(config)
     # A GPU has bfloat16 whatever this machine has.
@@ -108,7 +108,7 @@ def _plan(jobs: Sequence[Job], answer_tokens: int | None) -> Cell:
         *(_on(device, sizes["gpu"], work, on_gpu) for device in GPUS),
         _on(cpu(sizes["cpu"].item, sizes["cpu"].hidden), sizes["cpu"], work, on_cpu),
     ]
-    return Cell(
+    return JobKind(
         label=f"{choices['model']} on {choices['env']}",
         jobs=len(jobs),
         size=sizes["gpu"],
@@ -203,7 +203,7 @@ PARTS: Mapping[str, str] = {
 """Fields of `Memory` as people read them."""
 
 
-def totals(cell: Cell) -> dict[str, tuple[float, float]]:
+def totals(cell: JobKind) -> dict[str, tuple[float, float]]:
     """What one rollout with its update, and one whole job, amount to, by name; evaluations with both their passes."""
     work, play, held_out = cell.work, cell.work.rollout, cell.work.evaluation
     rollouts, evaluations = work.rollouts, work.evaluations
@@ -227,7 +227,7 @@ def totals(cell: Cell) -> dict[str, tuple[float, float]]:
     }
 
 
-def as_json(cells: Sequence[Cell], command: str) -> dict[str, Any]:
+def as_json(cells: Sequence[JobKind], command: str) -> dict[str, Any]:
     """The plan as plain values. Bytes and hours are whole numbers and floats; ranges are [best, worst]."""
     return {
         "command": command,
@@ -237,7 +237,7 @@ def as_json(cells: Sequence[Cell], command: str) -> dict[str, Any]:
     }
 
 
-def all_hours(cells: Sequence[Cell]) -> dict[str, tuple[float, float]]:
+def all_hours(cells: Sequence[JobKind]) -> dict[str, tuple[float, float]]:
     """Hours of all jobs one after the other on one device, best and worst, by device."""
     found: dict[str, tuple[float, float]] = {}
     for cell in cells:
@@ -247,7 +247,7 @@ def all_hours(cells: Sequence[Cell]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _cell_json(cell: Cell) -> dict[str, Any]:
+def _cell_json(cell: JobKind) -> dict[str, Any]:
     return {
         "label": cell.label,
         "jobs": cell.jobs,
@@ -278,17 +278,17 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _both(cell: Cell) -> tuple[Memory, Memory]:
+def _both(cell: JobKind) -> tuple[Memory, Memory]:
     """On a GPU, and on the CPU."""
     return cell.devices[0].memory, cell.devices[-1].memory
 
 
-def as_text(cells: Sequence[Cell], command: str) -> str:
+def as_text(cells: Sequence[JobKind], command: str) -> str:
     """The plan as it is printed."""
     return "\n".join(_lines(cells, command))
 
 
-def _lines(cells: Sequence[Cell], command: str) -> Iterator[str]:
+def _lines(cells: Sequence[JobKind], command: str) -> Iterator[str]:
     count = sum(cell.jobs for cell in cells)
     yield f"Plan of `{command}`: {count} job{'s' * (count != 1)}. Nothing was run and nothing downloaded."
     for cell in cells:
@@ -322,7 +322,7 @@ def _lines(cells: Sequence[Cell], command: str) -> Iterator[str]:
         yield f"  - {text}"
 
 
-def _of_devices(cell: Cell) -> Iterator[str]:
+def _of_devices(cell: JobKind) -> Iterator[str]:
     for plan in cell.devices:
         device = plan.device
         low, high = device.utilisation
