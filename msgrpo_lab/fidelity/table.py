@@ -51,7 +51,7 @@ HEADINGS: Mapping[str, str] = {
 }
 
 
-class Cell(NamedTuple):
+class RuleUnderSampler(NamedTuple):
     """One credit rule under one sampler, or on all episodes."""
 
     credit: str
@@ -64,7 +64,7 @@ class Cell(NamedTuple):
 class Comparison:
     """All cells, and what they were measured on."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[RuleUnderSampler, ...]
     episodes: int
     groups: int
     turns: int
@@ -76,7 +76,7 @@ class Comparison:
     exact_policy: bool
     """Whether the policy's action probabilities are exact, or estimated from completions."""
 
-    def of(self, credit: str, sampler: str | None = None) -> Cell:
+    def of(self, credit: str, sampler: str | None = None) -> RuleUnderSampler:
         """One cell.
 
         Raises:
@@ -126,12 +126,12 @@ def compare(
     cells = []
     for name, rule in rules.items():
         credit = with_outcomes(batch, rule(batch))
-        cells.append(Cell(name, None, measure(yardstick, credit, times_RG, reduction=reduction)))
+        cells.append(RuleUnderSampler(name, None, measure(yardstick, credit, times_RG, reduction=reduction)))
         for sampler_name, sampler in samplers.items():
             rngs = [np.random.default_rng(seed) for seed in seeds]
             picked = draw_repeatedly(sampler, credit, batch, num_episodes, rngs)
             scores = measure(yardstick, credit, times_RG, draws=picked, reduction=reduction)
-            cells.append(Cell(name, sampler_name, scores))
+            cells.append(RuleUnderSampler(name, sampler_name, scores))
     return Comparison(
         cells=tuple(_with_differences(cells)),
         episodes=len(batch.episodes),
@@ -145,7 +145,7 @@ def compare(
     )
 
 
-def _with_differences(cells: Sequence[Cell]) -> list[Cell]:
+def _with_differences(cells: Sequence[RuleUnderSampler]) -> list[RuleUnderSampler]:
     """The cells with what their gradient cosine has over the base rule's and the base sampler's."""
     cosine_of = {(cell.credit, cell.sampler): cell.scores["gradient_cosine"] for cell in cells}
     extended = []
@@ -202,7 +202,7 @@ def as_markdown(comparison: Comparison, title: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def _rows(cells: Sequence[Cell], names: Sequence[str], *, with_sampler: bool) -> list[str]:
+def _rows(cells: Sequence[RuleUnderSampler], names: Sequence[str], *, with_sampler: bool) -> list[str]:
     head = ["credit", *(["sampler"] if with_sampler else []), *(HEADINGS.get(name, name) for name in names)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for cell in cells:
@@ -281,7 +281,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def _dots(axes: Axes, cells: Sequence[Cell], name: str, *, labelled: bool) -> None:
+def _dots(axes: Axes, cells: Sequence[RuleUnderSampler], name: str, *, labelled: bool) -> None:
     """One statistic of each rule, with its interval; the first rule on top."""
     for row, cell in enumerate(reversed(cells)):
         value, low, high = cell.scores[name].estimate()
