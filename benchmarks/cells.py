@@ -29,7 +29,7 @@ NAIVE_EPISODES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class BenchmarkCase:
     """One job: its configuration, and how many groups each variant plays."""
 
     name: str
@@ -71,7 +71,7 @@ def unit_cell(
     naive_groups: int | None = None,
     horizon: int = 8,
     max_new_tokens: int = 8,
-) -> Cell:
+) -> BenchmarkCase:
     """The unit of measurement: `paper` observation, short answers, one optimiser step over every step of the rollout.
 
     Args:
@@ -102,7 +102,7 @@ def unit_cell(
     ]
     if policy == "legal_text":
         overrides.append("prompt.parser._target_=benchmarks.legal_text.EveryTextParser")
-    return Cell(
+    return BenchmarkCase(
         name=f"{env}/{model}/{policy}/{groups}x{group_size}",
         env=env,
         model=model,
@@ -114,13 +114,13 @@ def unit_cell(
     )
 
 
-def default_job(prompt: str = "action_only") -> Cell:
+def default_job(prompt: str = "action_only") -> BenchmarkCase:
     """The job that runs when nothing is asked for, free words on Frozen Lake, or the same with another prompt.
 
     Only the fast path is measured: the rollouts of the job are too large for the naive one.
     """
     groups = {"action_only": 64, "think_action": 32}[prompt]
-    return Cell(
+    return BenchmarkCase(
         name=f"frozenlake/smollm2_135m/{prompt}/{groups}x16",
         env="frozenlake",
         model="smollm2_135m",
@@ -133,7 +133,7 @@ def default_job(prompt: str = "action_only") -> Cell:
     )
 
 
-def configuration(cell: Cell, variant: str, seed: int = 0) -> DictConfig:
+def configuration(cell: BenchmarkCase, variant: str, seed: int = 0) -> DictConfig:
     """The checked configuration of a cell in a variant.
 
     Raises:
@@ -149,6 +149,6 @@ def configuration(cell: Cell, variant: str, seed: int = 0) -> DictConfig:
     return config
 
 
-def make_lab(cell: Cell, variant: str, seed: int = 0) -> Lab:
+def make_lab(cell: BenchmarkCase, variant: str, seed: int = 0) -> Lab:
     """The lab of a cell in a variant, by the project's own assembly."""
     return build_lab(configuration(cell, variant, seed))

@@ -22,7 +22,7 @@ if __package__ in (None, ""):  # run by path: Python put benchmarks/ itself on t
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import trl_peer
-from benchmarks.cells import ENVS, FAST, MODELS, POLICIES, Cell, configuration, unit_cell
+from benchmarks.cells import ENVS, FAST, MODELS, POLICIES, BenchmarkCase, configuration, unit_cell
 from benchmarks.handwritten import HandWritten
 from benchmarks.measure import measure, untouched
 from benchmarks.peer_job import PeerJob, PeerResult, samples_of
@@ -68,7 +68,7 @@ def _peers(text: str) -> tuple[str, ...]:
     return chosen
 
 
-def job_cell(arguments: argparse.Namespace) -> Cell:
+def job_cell(arguments: argparse.Namespace) -> BenchmarkCase:
     """The cell that a command line describes."""
     cell = unit_cell(
         arguments.env, arguments.model, arguments.policy, groups=arguments.groups, group_size=arguments.group_size
@@ -76,7 +76,7 @@ def job_cell(arguments: argparse.Namespace) -> Cell:
     if not arguments.compact:
         return cell
     overrides = tuple(o.replace("env.observation=paper", "env.observation=compact") for o in cell.overrides)
-    return Cell(**{**asdict(cell), "name": f"{cell.name}/compact", "overrides": overrides})
+    return BenchmarkCase(**{**asdict(cell), "name": f"{cell.name}/compact", "overrides": overrides})
 
 
 def ours(lab: Lab, accelerator: str) -> Iterate:

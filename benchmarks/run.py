@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.cells import FAST, NAIVE, Cell, make_lab
+from benchmarks.cells import FAST, NAIVE, BenchmarkCase, make_lab
 from benchmarks.flops import Peak, measure_peak
 from benchmarks.measure import Measurement, measure, resized
 from benchmarks.ratios import Ratio, paired_ratio
@@ -21,7 +21,7 @@ WARM_UP_SEED = 999_983
 class CellResult:
     """All that was measured of a cell."""
 
-    cell: Cell
+    cell: BenchmarkCase
     measurements: tuple[Measurement, ...]
     peak: Peak
     asked: int
@@ -55,7 +55,7 @@ class CellResult:
 
 
 def run_cell(
-    cell: Cell,
+    cell: BenchmarkCase,
     *,
     repetitions: int,
     budget_s: float,

@@ -40,7 +40,7 @@ from jaxtyping import Int
 if __package__ in (None, ""):  # run by path: Python put benchmarks/ itself on the path, not the folder that holds it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.cells import FAST, Cell, configuration, default_job
+from benchmarks.cells import FAST, BenchmarkCase, configuration, default_job
 from benchmarks.handwritten import HandWritten
 from benchmarks.peer_job import PeerJob
 from benchmarks.peers import RESULTS
@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def job_cell(arguments: argparse.Namespace) -> Cell:
+def job_cell(arguments: argparse.Namespace) -> BenchmarkCase:
     """The default job of thoughts in bfloat16, at the size that is asked for."""
     job = default_job("think_action")
     size = f"{arguments.groups}x{arguments.group_size}"

@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run by path: Python put benchmarks/ itself on t
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import report
-from benchmarks.cells import ENVS, GROUP_SIZES, MODELS, POLICIES, Cell, default_job, unit_cell
+from benchmarks.cells import ENVS, GROUP_SIZES, MODELS, POLICIES, BenchmarkCase, default_job, unit_cell
 from benchmarks.run import CellResult, run_cell
 from msgrpo_lab.config import ConfigError
 from msgrpo_lab.training.heap import keep_freed_memory
@@ -70,7 +70,7 @@ def _count_or_none(text: str) -> int:
     return 0 if text == "0" else _count(text)
 
 
-def cells_of(arguments: argparse.Namespace) -> list[Cell]:
+def cells_of(arguments: argparse.Namespace) -> list[BenchmarkCase]:
     """The cells that a command line asks for."""
     if arguments.quick:
         return [unit_cell(env, "smollm2_135m", "untrained", naive_groups=2) for env in arguments.env]

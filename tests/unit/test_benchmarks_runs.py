@@ -14,22 +14,22 @@ from lab_made import SMALL, composed
 from omegaconf import OmegaConf
 
 from benchmarks import peers, report, throughput
-from benchmarks.cells import FAST, NAIVE, Cell, configuration, default_job, make_lab, unit_cell
+from benchmarks.cells import FAST, NAIVE, BenchmarkCase, configuration, default_job, make_lab, unit_cell
 from benchmarks.measure import measure, peak_memory_mb, reset_peak_memory
 from benchmarks.peer_job import advantages
 from benchmarks.run import CellResult, run_cell
 from benchmarks.trl_peer import MissingPeerError, check_installed, filled_up
 
 
-def small(cell: Cell) -> Cell:
+def small(cell: BenchmarkCase) -> BenchmarkCase:
     return replace(cell, overrides=(*cell.overrides, *SMALL))
 
 
-def small_cell(policy: Any = "untrained", **sizes: Any) -> Cell:
+def small_cell(policy: Any = "untrained", **sizes: Any) -> BenchmarkCase:
     return small(unit_cell("frozenlake", "tiny", policy, **{"groups": 2, "group_size": 2, **sizes}, horizon=3))
 
 
-def made(cell: Cell, repetitions: int = 2, budget_s: float = 600.0) -> CellResult:
+def made(cell: BenchmarkCase, repetitions: int = 2, budget_s: float = 600.0) -> CellResult:
     return run_cell(cell, repetitions=repetitions, budget_s=budget_s, rng=np.random.default_rng(0), accelerator="cpu")
 
 

@@ -14,7 +14,7 @@ from lab_made import SMALL, ids, rollout, turn
 from openai import OpenAI
 
 from benchmarks import thoughts
-from benchmarks.cells import FAST, Cell, configuration
+from benchmarks.cells import FAST, BenchmarkCase, configuration
 from benchmarks.handwritten import cut
 from benchmarks.thoughts import OURS, PLAIN, VLLM, Timed, job_cell, measure, parser, rows, served, table, turns_of
 from msgrpo_lab.training.assemble import build_lab
@@ -63,9 +63,9 @@ def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         thread.join()
 
 
-def small_cell(_: Any, *overrides: str) -> Cell:
+def small_cell(_: Any, *overrides: str) -> BenchmarkCase:
     """Two small layers and 2 × 2 episodes of three turns."""
-    return Cell(
+    return BenchmarkCase(
         name="small",
         env="frozenlake",
         model="tiny",
