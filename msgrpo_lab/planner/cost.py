@@ -133,7 +133,7 @@ NODES_PER_CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
+class MemoryEstimate:
     """Bytes, by what they are for; `peak` is their sum."""
 
     process: int
@@ -162,7 +162,7 @@ class Memory:
 
 def estimate(
     size: ModelSize, work: Workload, *, place: Place, tracked: bool, token_budget: int, memory_tokens: int
-) -> Memory:
+) -> MemoryEstimate:
     """Peak memory of one job in a process of its own.
 
     Args:
@@ -199,7 +199,7 @@ def estimate(
     passes = min(HEAP_PASSES, max(1, len(work.passes) * work.rollouts))
     growth = HEAP_GROWTH[size.item] * math.log2(1 + passes)
     spare = growth * total if host else CUDA_SLACK * (total + sum(static.values()))
-    return Memory(**static, **moving, allocator=int(spare))
+    return MemoryEstimate(**static, **moving, allocator=int(spare))
 
 
 def saved_per_token(size: ModelSize, part: Pass) -> float:

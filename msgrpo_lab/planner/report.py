@@ -19,7 +19,7 @@ from msgrpo_lab.planner.cost import (
     TURN_MS,
     Device,
     Hours,
-    Memory,
+    MemoryEstimate,
     ModelSize,
     cpu,
     estimate,
@@ -42,7 +42,7 @@ class DevicePlan:
     device: Device
     fast: Hours
     slow: Hours
-    memory: Memory
+    memory: MemoryEstimate
     capacity: int
     """Bytes of the device's memory."""
 
@@ -138,7 +138,7 @@ def outline(config: DictConfig, **changes: Any) -> OutlinedModel:
     return found
 
 
-def _on(device: Device, size: ModelSize, work: Workload, memory: Memory) -> DevicePlan:
+def _on(device: Device, size: ModelSize, work: Workload, memory: MemoryEstimate) -> DevicePlan:
     capacity = psutil.virtual_memory().total if device.memory_gb is None else int(device.memory_gb * 1e9)
     return DevicePlan(
         device=device,
@@ -278,7 +278,7 @@ def _cell_json(cell: JobKind) -> dict[str, Any]:
     }
 
 
-def _both(cell: JobKind) -> tuple[Memory, Memory]:
+def _both(cell: JobKind) -> tuple[MemoryEstimate, MemoryEstimate]:
     """On a GPU, and on the CPU."""
     return cell.devices[0].memory, cell.devices[-1].memory
 

@@ -13,7 +13,7 @@ from msgrpo_lab.lap.build import OutlinedModel, build_policy
 from msgrpo_lab.lap.policy import update_work
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.lap.sources import RandomLlama
-from msgrpo_lab.planner.cost import Memory, ModelSize, estimate, saved_per_token, size_of, update_flops
+from msgrpo_lab.planner.cost import MemoryEstimate, ModelSize, estimate, saved_per_token, size_of, update_flops
 from msgrpo_lab.planner.report import outline
 from msgrpo_lab.planner.workload import EstimatedTokenizer, Workload, _pass, answer_length, distinct_tokens, measure
 from msgrpo_lab.training.assemble import component
@@ -122,7 +122,7 @@ def test_activations_are_what_autograd_keeps(rank: int | None) -> None:
     assert counted == pytest.approx(found, rel=0.08)
 
 
-def memory(*overrides: str, place: str = "cpu") -> Memory:
+def memory(*overrides: str, place: str = "cpu") -> MemoryEstimate:
     size, work = workload(*overrides)
     return estimate(size, work, place=place, tracked=True, token_budget=8192, memory_tokens=16384)  # type: ignore[arg-type]
 
