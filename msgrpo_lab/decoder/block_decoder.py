@@ -24,7 +24,7 @@ from msgrpo_lab.decoder.plan import ForwardPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class KeyValues:
     """Keys and values of a block's tokens in every layer, for later passes under the same weights."""
 
     keys: tuple[Float[Tensor, "R G W D"], ...]
@@ -40,7 +40,7 @@ class Memory:
 class Read:
     """What a block's rows see beside themselves; all of it lies before them."""
 
-    source: int | Memory
+    source: int | KeyValues
     """An earlier block of the pass, by number, or what was kept of an earlier pass."""
     rows: Int[Tensor, " R"] | None = None
     """The source's row that each row reads; None: its only row, or row by row."""
@@ -59,7 +59,7 @@ class Block:
     reads: tuple[Read, ...] = ()
 
 
-def width_of(source: int | Memory, shapes: Sequence[torch.Size]) -> int:
+def width_of(source: int | KeyValues, shapes: Sequence[torch.Size]) -> int:
     """Tokens in a row of what is read."""
     return shapes[source][1] if isinstance(source, int) else source.keys[0].shape[2]
 
@@ -161,7 +161,7 @@ class BlockDecoder:
 
     def __call__(
         self, blocks: Sequence[Block], keep: Sequence[int] = ()
-    ) -> tuple[list[Float[Tensor, "R W H"]], list[Memory]]:
+    ) -> tuple[list[Float[Tensor, "R W H"]], list[KeyValues]]:
         """Last hidden states of every block, and the memories of the blocks numbered in `keep`."""
         shapes = [block.token_ids.shape for block in blocks]
         x = self.model.embed_tokens(torch.cat([block.token_ids.reshape(-1) for block in blocks]))
@@ -183,7 +183,7 @@ class BlockDecoder:
         x = rms_norm(x, norm.weight, norm.variance_epsilon)
         parts = torch.split(x, [rows * width for rows, width in shapes])
         hidden = [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
-        return hidden, [Memory(tuple(keys), tuple(values)) for keys, values in kept]
+        return hidden, [KeyValues(tuple(keys), tuple(values)) for keys, values in kept]
 
     def plan_hidden(self, plan: ForwardPlan) -> Float[Tensor, "N H"]:
         """Last hidden states at the nodes of a plan: rows and the trees behind them in one pass."""
@@ -227,7 +227,7 @@ class BlockDecoder:
         own_mask = mask[:, 0, :, before:] if mask.ndim == 4 else None
         if before:
             layers: list[Any] = cache.layers
-            memory = Memory(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers))
+            memory = KeyValues(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers))
             seen = mask[:, 0, :, :before] if mask.ndim == 4 else mask[:, :before]
             reads = (Read(source=memory, mask=seen),)
         block = Block(token_ids=token_ids, positions=positions, own_mask=own_mask, reads=reads)

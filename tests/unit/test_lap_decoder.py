@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, Memory, Read
+from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, KeyValues, Read
 from msgrpo_lab.decoder.kernels import Linear, Packed, Prepared, packs, project
 
 SIZES = {
@@ -48,7 +48,7 @@ TEXTS[:, :6] = TEXTS[0, :6]
 TEXTS[1:3, :11] = TEXTS[0, :11]
 
 
-def tree_blocks(keep_prefix: Memory | None = None) -> list[Block]:
+def tree_blocks(keep_prefix: KeyValues | None = None) -> list[Block]:
     prefix = Block(token_ids=TEXTS[:1, :6], positions=torch.arange(6)[None])
     first = Read(source=0 if keep_prefix is None else keep_prefix)
     prompts = Block(token_ids=TEXTS[[0, 3, 4], 6:11], positions=torch.arange(6, 11)[None].expand(3, -1), reads=(first,))

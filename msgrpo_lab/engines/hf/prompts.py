@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from transformers import DynamicCache
 
-from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, Memory, Read
+from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, KeyValues, Read
 from msgrpo_lab.decoder.plan import pad_rows
 from msgrpo_lab.decoder.tree import cut_tree, group_by_length, pad_branches, row_width
 from msgrpo_lab.lap.policy import LanguagePolicy
@@ -182,7 +182,7 @@ class PromptReader:
         if start:
             assert self.prefix is not None
             keys, values = self.prefix[:, :, None, :, :start].unbind(1)
-            reads = (Read(source=Memory(tuple(keys), tuple(values))),)
+            reads = (Read(source=KeyValues(tuple(keys), tuple(values))),)
         blocks = [
             Block(
                 token_ids=torch.from_numpy(tree.token_ids).to(device),
@@ -317,7 +317,7 @@ class TextPool:
                 added.append(cached(cache, len(columns))[:, :, 0])
                 continue
             keys, values = read[:, :, None].unbind(1)
-            memory = Memory(tuple(keys), tuple(values))
+            memory = KeyValues(tuple(keys), tuple(values))
             reads = (Read(source=memory, mask=mask),)
             blocks.append(Block(token_ids=some, positions=places, own_mask=own, reads=reads))
         if decoder is not None:
