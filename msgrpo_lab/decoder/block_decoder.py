@@ -37,7 +37,7 @@ class KeyValues:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Read:
+class AttendsTo:
     """What a block's rows see beside themselves; all of it lies before them."""
 
     source: int | KeyValues
@@ -56,7 +56,7 @@ class Block:
     positions: Int[Tensor, "R W"]
     own_mask: Bool[Tensor, "R W W"] | None = None
     """Which tokens of its own row each token sees (itself among them); None: those before it."""
-    reads: tuple[Read, ...] = ()
+    reads: tuple[AttendsTo, ...] = ()
 
 
 def width_of(source: int | KeyValues, shapes: Sequence[torch.Size]) -> int:
@@ -196,7 +196,7 @@ class BlockDecoder:
             prompt = torch.from_numpy(group.prompt).to(device)
             behind = lengths[prompt, None] + torch.from_numpy(group.depth).to(device)
             real = positions < lengths[prompt, None]
-            reads = (Read(source=0) if len(ids) == 1 else Read(source=0, rows=prompt, mask=real),)
+            reads = (AttendsTo(source=0) if len(ids) == 1 else AttendsTo(source=0, rows=prompt, mask=real),)
             own = torch.from_numpy(group.ancestors()).to(device)
             token_ids = torch.from_numpy(group.token_ids).to(device)
             blocks.append(Block(token_ids=token_ids, positions=behind, own_mask=own, reads=reads))
@@ -223,13 +223,13 @@ class BlockDecoder:
             positions: of the N tokens.
         """
         before = cache.get_seq_length()
-        reads: tuple[Read, ...] = ()
+        reads: tuple[AttendsTo, ...] = ()
         own_mask = mask[:, 0, :, before:] if mask.ndim == 4 else None
         if before:
             layers: list[Any] = cache.layers
             memory = KeyValues(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers))
             seen = mask[:, 0, :, :before] if mask.ndim == 4 else mask[:, :before]
-            reads = (Read(source=memory, mask=seen),)
+            reads = (AttendsTo(source=memory, mask=seen),)
         block = Block(token_ids=token_ids, positions=positions, own_mask=own_mask, reads=reads)
         (hidden,), (added,) = self([block], keep=[0])
         for number, (keys, values) in enumerate(zip(added.keys, added.values, strict=True)):
@@ -293,7 +293,7 @@ def _linear(module: Any) -> Linear:
     )
 
 
-def _seen(read: Read, rows: int, layer: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _seen(read: AttendsTo, rows: int, layer: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Keys and values, [R, G, W', D], of what each row reads in a layer."""
     source = read.source
     pair = pairs[source] if isinstance(source, int) else (source.keys[layer], source.values[layer])

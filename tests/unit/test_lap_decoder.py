@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, KeyValues, Read
+from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, KeyValues, AttendsTo
 from msgrpo_lab.decoder.kernels import Linear, Packed, Prepared, packs, project
 
 SIZES = {
@@ -50,13 +50,13 @@ TEXTS[1:3, :11] = TEXTS[0, :11]
 
 def tree_blocks(keep_prefix: KeyValues | None = None) -> list[Block]:
     prefix = Block(token_ids=TEXTS[:1, :6], positions=torch.arange(6)[None])
-    first = Read(source=0 if keep_prefix is None else keep_prefix)
+    first = AttendsTo(source=0 if keep_prefix is None else keep_prefix)
     prompts = Block(token_ids=TEXTS[[0, 3, 4], 6:11], positions=torch.arange(6, 11)[None].expand(3, -1), reads=(first,))
     # Texts 0 and 1 share a packed row; each sees its own half of it.
     half = torch.ones(5, 5, dtype=torch.bool).tril()
     packed = torch.block_diag(half, half).bool()
     tail = torch.block_diag(half, torch.eye(5)).bool()
-    second = Read(source=1 if keep_prefix is None else 0, rows=torch.tensor([0, 0, 1, 2]))
+    second = AttendsTo(source=1 if keep_prefix is None else 0, rows=torch.tensor([0, 0, 1, 2]))
     completions = Block(
         token_ids=torch.stack(
             [

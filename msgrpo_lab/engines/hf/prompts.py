@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from transformers import DynamicCache
 
-from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, KeyValues, Read
+from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, KeyValues, AttendsTo
 from msgrpo_lab.decoder.plan import pad_rows
 from msgrpo_lab.decoder.tree import cut_tree, group_by_length, pad_branches, row_width
 from msgrpo_lab.lap.policy import LanguagePolicy
@@ -178,11 +178,11 @@ class PromptReader:
         cuts = [(0, branch) for branch in cut_tree(rests, row_width(rests))]
         groups = group_by_length([len(branch.token_ids) for _, branch in cuts])
         trees = [pad_branches([cuts[index] for index in group]) for group in groups]
-        reads: tuple[Read, ...] = ()
+        reads: tuple[AttendsTo, ...] = ()
         if start:
             assert self.prefix is not None
             keys, values = self.prefix[:, :, None, :, :start].unbind(1)
-            reads = (Read(source=KeyValues(tuple(keys), tuple(values))),)
+            reads = (AttendsTo(source=KeyValues(tuple(keys), tuple(values))),)
         blocks = [
             Block(
                 token_ids=torch.from_numpy(tree.token_ids).to(device),
@@ -318,7 +318,7 @@ class TextPool:
                 continue
             keys, values = read[:, :, None].unbind(1)
             memory = KeyValues(tuple(keys), tuple(values))
-            reads = (Read(source=memory, mask=mask),)
+            reads = (AttendsTo(source=memory, mask=mask),)
             blocks.append(Block(token_ids=some, positions=places, own_mask=own, reads=reads))
         if decoder is not None:
             states, memories = decoder(blocks, keep=range(len(blocks)))
