@@ -35,7 +35,7 @@ Word = tuple[int, ...]
 """Tokens of a completion."""
 
 
-class Words:
+class DecodedTexts:
     """Decodes every distinct sequence of tokens once."""
 
     def __init__(self, policy: LanguagePolicy) -> None:
@@ -82,7 +82,7 @@ class Written:
         )
 
     def completions(
-        self, prompts: Sequence[Int[np.ndarray, " P"]], prompt_of: Int[np.ndarray, " N"], words: Words, version: int
+        self, prompts: Sequence[Int[np.ndarray, " P"]], prompt_of: Int[np.ndarray, " N"], words: DecodedTexts, version: int
     ) -> list[Completion]:
         """One each; equal completions of one prompt are one object."""
         made: dict[tuple[int, Word], Completion] = {}
@@ -276,7 +276,7 @@ class FreeDecoder:
         self.read_together = READ_TOGETHER.get(device, READ_TOGETHER_ELSEWHERE)
         self.wave_tokens = WAVE_TOKENS.get(device, WAVE_TOKENS_ELSEWHERE)
         self.drawn_together = DRAWN_TOGETHER.get(device, TEXTS_PER_CHUNK)
-        self.words = Words(self.policy)
+        self.words = DecodedTexts(self.policy)
         self.pool = TextPool(reader)
         self._tree = _Tree()
 
