@@ -25,7 +25,7 @@ from msgrpo_lab.config.command_line import runs_jobs
 from msgrpo_lab.messages import one_line
 from msgrpo_lab.runs.checkpoint import CheckpointError
 from msgrpo_lab.runs.folder import RunFolderError, RunRecord, RunStatus, held, note_failure
-from msgrpo_lab.runs.jobs import DRY_RUN, print_plan, with_folder
+from msgrpo_lab.runs.jobs import DRY_RUN, print_dry_run, with_folder
 from msgrpo_lab.runs.last_folder import remember_run
 from msgrpo_lab.runs.stopping import Stopped, Stopping
 
@@ -225,7 +225,7 @@ def _main(given: list[str]) -> Any:
     if runs_jobs(argv):
         argv = with_folder(argv, "train")
         if DRY_RUN in given:
-            return print_plan(argv, "train")
+            return print_dry_run(argv, "train")
     sys.argv = [sys.argv[0], *argv]
     return _job()
 

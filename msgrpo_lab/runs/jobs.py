@@ -113,7 +113,7 @@ def _job(line: CommandLine, number: int, overrides: Sequence[str]) -> Job:
     return Job(number=number, overrides=overrides, folder=folder.absolute(), config=plain)
 
 
-def print_plan(argv: Sequence[str], config_name: str) -> None:
+def print_dry_run(argv: Sequence[str], config_name: str) -> None:
     """Prints a line for each job: its number, what it would do, its folder, and the overrides that not all have.
 
     Nothing is run or made.
