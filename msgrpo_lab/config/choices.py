@@ -89,7 +89,7 @@ def _names(chosen: Any) -> list[str]:
     return list(dict.fromkeys(text for item in items if (text := str(item).strip())))
 
 
-def made(path: str, node: Mapping[str, Any], found: Found) -> Any:
+def build(path: str, node: Mapping[str, Any], found: Found) -> Any:
     """The component; None with its mistakes added."""
     mistakes = check_component(path, node)
     found.add(mistakes)

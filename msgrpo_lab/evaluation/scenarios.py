@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from msgrpo_lab.config import conf_dir
-from msgrpo_lab.config.choices import ALL, Found, made, no_such_option, options_of
+from msgrpo_lab.config.choices import ALL, Found, build, no_such_option, options_of
 from msgrpo_lab.config.components import locate
 from msgrpo_lab.messages import Mistake
 from msgrpo_lab.tsmg.base import TextGame
@@ -66,6 +66,6 @@ def scenarios_of(names: Sequence[str], changes: Mapping[str, Any], found: Found)
         node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "env" / f"{name}.yaml"), resolve=True)
         assert isinstance(node, dict)
         settings = {str(key): value for key, value in node.items()} | dict(changes)
-        if made("env", settings, found) is not None:
+        if build("env", settings, found) is not None:
             scenarios.append(Scenario(name=name, settings=settings, view_is_given=VIEW in changes))
     return scenarios

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from msgrpo_lab.config import components as trees
 from msgrpo_lab.config import conf_dir
-from msgrpo_lab.config.choices import Found, made, no_such_option, nodes_of
+from msgrpo_lab.config.choices import Found, build, no_such_option, nodes_of
 from msgrpo_lab.config.components import Range, describe, fits
 from msgrpo_lab.config.paths import folder_mistakes
 from msgrpo_lab.config.rules import LARGEST_SEED
@@ -86,9 +86,9 @@ def read_settings(arguments: Sequence[str]) -> CompareSettings:
     nodes = {group: nodes_of(group, plain[group], plain["set"].get(group, {}), found) for group in LISTS}
     if not nodes["credit"] and not found.lines:
         found.add([Mistake("credit", plain["credit"], "no rule is named", "give all, or names of conf/credit")])
-    rules = {name: rule for name, node in nodes["credit"].items() if (rule := made(f"credit.{name}", node, found))}
+    rules = {name: rule for name, node in nodes["credit"].items() if (rule := build(f"credit.{name}", node, found))}
     for name, node in nodes["sampler"].items():
-        made(f"sampler.{name}", node, found)
+        build(f"sampler.{name}", node, found)
     if nodes["sampler"] and not found.lines and plain["resamples"] < 2 * plain["draws"]:
         problem, remedy = f"must be at least 2 for each of draws={plain['draws']}", "give more, or draw less often"
         found.add([Mistake("resamples", plain["resamples"], problem, remedy)])
@@ -200,7 +200,7 @@ def _key_mistakes(plain: Mapping[str, Any]) -> Iterator[Mistake]:
 def _logger(plain: Mapping[str, Any], found: Found) -> Any:
     if plain["logger"] is None or plain["output"] is None or found.lines:
         return None
-    logger = made("logger", plain["logger"], found)
+    logger = build("logger", plain["logger"], found)
     if logger is not None:
         try:
             logger.check()
