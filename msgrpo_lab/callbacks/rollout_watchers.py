@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 
-from msgrpo_lab.config.choices import configured
+from msgrpo_lab.config.choices import build_option
 from msgrpo_lab.credit.base import CreditAssigner
 from msgrpo_lab.fidelity.gradients import ParameterSpace
 from msgrpo_lab.fidelity.meter import draw_repeatedly, measure, yardstick_of
@@ -122,7 +122,7 @@ class FidelityMeter(RolloutWatcher):
         if resamples < 2:
             raise ValueError(f"callbacks.fidelity.resamples={resamples}: must be at least 2; give for example 200")
         try:
-            self.rules: dict[str, CreditAssigner] = {name: configured("credit", name) for name in rules}
+            self.rules: dict[str, CreditAssigner] = {name: build_option("credit", name) for name in rules}
         except ValueError as error:
             raise ValueError(f"callbacks.fidelity.rules=[{','.join(rules)}]: {error}") from error
         self.resamples = resamples

@@ -33,7 +33,7 @@ class Found:
             raise ConfigError(self.lines)
 
 
-def configured(group: str, name: str) -> Any:
+def build_option(group: str, name: str) -> Any:
     """The component of a file of `conf/<group>`, as it stands.
 
     Raises:
