@@ -72,11 +72,11 @@ def train(config: DictConfig) -> float:
         CannotStart: the model, the store, the folder or the checkpoint cannot be used.
         Stopped: a signal ended it.
     """
-    from msgrpo_lab.config.components import resolved
+    from msgrpo_lab.config.components import resolve
     from msgrpo_lab.runs.resume import beginning
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    plain = resolved(config)
+    plain = resolve(config)
     try:
         with held(folder):
             begin = beginning(folder, plain, resume=config.resume, ckpt_path=config.ckpt_path)

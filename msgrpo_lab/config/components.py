@@ -279,7 +279,7 @@ def _not_but(value: Any, annotation: Any) -> str:
     return f", not {type(value).__name__}"
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
+def resolve(cfg: DictConfig) -> dict[str, Any]:
     """`cfg` as plain values without Hydra's own node, interpolations resolved and secrets hidden."""
     tree = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(tree, dict)

@@ -94,7 +94,7 @@ def jobs_of(argv: Sequence[str], config_name: str) -> list[Job]:
 
 
 def _job(line: CommandLine, number: int, overrides: Sequence[str]) -> Job:
-    from msgrpo_lab.config.components import resolved
+    from msgrpo_lab.config.components import resolve
 
     config = line.compose(overrides)
     with open_dict(config):
@@ -107,7 +107,7 @@ def _job(line: CommandLine, number: int, overrides: Sequence[str]) -> Job:
         folder = Path(sweep.dir) / str(sweep.subdir) if line.sweeping else Path(config.hydra.run.dir)
         with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(folder.absolute())
-        plain = resolved(config)
+        plain = resolve(config)
     finally:
         instance.cfg = before
     return Job(number=number, overrides=overrides, folder=folder.absolute(), config=plain)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from msgrpo_lab.config.components import resolved
+from msgrpo_lab.config.components import resolve
 from msgrpo_lab.tracking.run import Status
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class CSVTracking:
         # Written at every step, so that a kill loses none.
         logger = CSVLogger(save_dir=folder, name="", version=version, flush_logs_every_n_steps=1)
         folder.mkdir(parents=True, exist_ok=True)
-        text = OmegaConf.to_yaml(OmegaConf.create(resolved(cfg)))
+        text = OmegaConf.to_yaml(OmegaConf.create(resolve(cfg)))
         (folder / "resolved.yaml").write_text(text, encoding="utf-8")
         return logger
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from msgrpo_lab.config.components import resolved
+from msgrpo_lab.config.components import resolve
 from msgrpo_lab.config.paths import code_checkout
 from msgrpo_lab.messages import redact_text
 from msgrpo_lab.tracking.database import mlflow_module, reason_of, store_errors
@@ -115,7 +115,7 @@ def _log_origin_or_fail(cfg: DictConfig) -> None:
 
 def _log_origin(cfg: DictConfig) -> None:
     mlflow = mlflow_module()
-    config = resolved(cfg)
+    config = resolve(cfg)
     params = [(key, _cut(value)) for key, value in flatten(config)]
     for first in range(0, len(params), PARAMS_A_CALL):
         mlflow.log_params(dict(params[first : first + PARAMS_A_CALL]))
