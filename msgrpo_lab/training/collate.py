@@ -60,7 +60,7 @@ def collate(batch: RolloutBatch, credit: Credit, selection: Selection) -> TrainB
     )
 
 
-def narrowed(batch: TrainBatch, columns: slice) -> TrainBatch:
+def select_columns(batch: TrainBatch, columns: slice) -> TrainBatch:
     """The same samples with some columns of the per-token fields only."""
     reference = batch.ref_logprobs
     return replace(

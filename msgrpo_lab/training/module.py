@@ -18,7 +18,7 @@ from msgrpo_lab.decoder.plan import Sharing
 from msgrpo_lab.engines.hf.constrained import choice_trie
 from msgrpo_lab.lap.policy import LanguagePolicy, UpdateWork, peak_memory_mb, update_work
 from msgrpo_lab.loss import LossStats, PolicyGradientLoss, sum_stats
-from msgrpo_lab.training.collate import narrowed
+from msgrpo_lab.training.collate import select_columns
 from msgrpo_lab.training.optim import AdamW
 from msgrpo_lab.types import Sampling, TrainBatch
 
@@ -88,7 +88,7 @@ class LAPModule(L.LightningModule):
         stats, work, gap = [], UpdateWork(), 0.0
         for plan in self.policy.plan(batch, self.trie, self.token_budget, self.sharing):
             # The loss reads nothing off the completions: leave those columns out.
-            part = narrowed(batch, plan.columns).select(torch.from_numpy(plan.samples).to(batch.input_ids.device))
+            part = select_columns(batch, plan.columns).select(torch.from_numpy(plan.samples).to(batch.input_ids.device))
             logprobs, entropy = self.policy.token_stats(plan, self.trie, self.sampling, plan.columns)
             part_stats = self.loss(logprobs, entropy, part)
             self.manual_backward(part_stats.loss)

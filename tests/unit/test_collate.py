@@ -9,7 +9,7 @@ import pytest
 import torch
 from lab_made import rollout, turn
 
-from msgrpo_lab.training.collate import collate, narrowed, split_episodes
+from msgrpo_lab.training.collate import collate, select_columns, split_episodes
 from msgrpo_lab.types import Credit, RolloutBatch, Selection, TrainBatch
 
 
@@ -152,10 +152,10 @@ def test_turns_that_hold_one_and_the_same_completion_are_rows_of_their_own() -> 
 def test_narrowing_cuts_columns_of_per_token_fields_and_nothing_else() -> None:
     whole = many()
     whole = replace(whole, ref_logprobs=whole.old_logprobs - 1)
-    part = narrowed(whole, slice(3, 5))
+    part = select_columns(whole, slice(3, 5))
     for field in ("input_ids", "attention_mask", "completion_mask", "old_logprobs", "ref_logprobs"):
         assert torch.equal(getattr(part, field), getattr(whole, field)[:, 3:5]), field
     for field in ("advantage", "weight", "num_turns", "episode", "turn"):
         assert torch.equal(getattr(part, field), getattr(whole, field)), field
     assert (part.num_episodes, part.num_tokens) == (whole.num_episodes, whole.num_tokens)
-    assert narrowed(many(), slice(0, 1)).ref_logprobs is None
+    assert select_columns(many(), slice(0, 1)).ref_logprobs is None
