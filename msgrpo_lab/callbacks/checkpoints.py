@@ -32,7 +32,7 @@ from msgrpo_lab.runs.folder import RunFolderError
 from msgrpo_lab.tracking.database import reason_of
 from msgrpo_lab.tracking.logger import RunLogger
 from msgrpo_lab.training.module import LAPModule
-from msgrpo_lab.training.state import capture, detached, load_trainable, restore, restore_optimizer, trainable
+from msgrpo_lab.training.state import capture, detach, load_trainable, restore, restore_optimizer, trainable
 
 
 class AdapterKeeper(L.Callback):
@@ -191,7 +191,7 @@ class CheckpointKeeper(L.Callback):
         if self._due(epoch) or epoch == trainer.max_epochs:
             self._write(snapshot)
         else:
-            self.pending = detached(snapshot)
+            self.pending = detach(snapshot)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """The epoch in flight is dropped; the last whole one is kept."""
@@ -260,7 +260,7 @@ class CheckpointKeeper(L.Callback):
             keep = {self.adapter.best_update} if self.adapter.best else set()
             prune(self.parent, keep=keep | self._needed(snapshot), last=self.keep_last)
         except OSError as error:
-            self.pending = detached(snapshot)
+            self.pending = detach(snapshot)
             reason = error.strerror or str(error)
             log.warning(
                 "%s: no checkpoint of update %d could be written (%s); training goes on, and the next one is tried",

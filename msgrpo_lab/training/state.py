@@ -58,7 +58,7 @@ def capture(
     return Snapshot(weights=trainable(module.policy), optimizer=moments, state=state, best=best)
 
 
-def detached(snapshot: Snapshot) -> Snapshot:
+def detach(snapshot: Snapshot) -> Snapshot:
     """A copy in memory that further training does not change."""
 
     def copied(tensors: Tensors) -> Tensors:
