@@ -68,12 +68,12 @@ def read_rows(path: Path) -> tuple[Columns, dict[str, Any]]:
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "there is no such file"
-        raise ValueError(told(path, what, "give a file that callbacks.rollouts has written"))
+        raise ValueError(format_error(path, what, "give a file that callbacks.rollouts has written"))
     ends = _ends(path)
     if ends[0] != MAGIC:
-        raise ValueError(told(path, "is no Parquet file", "give a file that callbacks.rollouts has written"))
+        raise ValueError(format_error(path, "is no Parquet file", "give a file that callbacks.rollouts has written"))
     if ends[1] != MAGIC:
-        raise ValueError(told(path, "is cut short", "copy it again, or save the rollout again"))
+        raise ValueError(format_error(path, "is cut short", "copy it again, or save the rollout again"))
     try:
         schema = pq.read_schema(path)
         text, digest = (schema.metadata or {}).get(META, b"null"), (schema.metadata or {}).get(DIGEST)
@@ -82,11 +82,11 @@ def read_rows(path: Path) -> tuple[Columns, dict[str, Any]]:
         columns = pq.read_table(path, columns=SCHEMA.names, page_checksum_verification=True).to_pydict()
     except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError, MemoryError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(told(path, f"is damaged ({reason})", "copy it again, or save the rollout again")) from error
+        raise ValueError(format_error(path, f"is damaged ({reason})", "copy it again, or save the rollout again")) from error
     if digest is None and meta["schema"] == WITHOUT_DIGEST:
         log.warning("rollouts=%s: written by an earlier version, without a checksum: damage to it cannot be told", path)
     elif digest != content_digest(columns, text):
-        raise ValueError(told(path, "is damaged (its checksum is another)", "copy it again, or save the rollout again"))
+        raise ValueError(format_error(path, "is damaged (its checksum is another)", "copy it again, or save the rollout again"))
     return columns, meta
 
 
@@ -109,23 +109,23 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
 
 def _check_schema(path: Path, schema: pa.Schema, meta: Any) -> None:
     if not isinstance(meta, dict) or "schema" not in meta:
-        raise ValueError(told(path, "is Parquet, but no rollout", "give a file that callbacks.rollouts has written"))
+        raise ValueError(format_error(path, "is Parquet, but no rollout", "give a file that callbacks.rollouts has written"))
     if meta["schema"] not in (VERSION, WITHOUT_DIGEST):
         remedy = "save the rollout again, or read it with the version of the lab that wrote it"
-        raise ValueError(told(path, f"has the schema {meta['schema']}; this version reads {VERSION}", remedy))
+        raise ValueError(format_error(path, f"has the schema {meta['schema']}; this version reads {VERSION}", remedy))
     missing = [name for name in SCHEMA.names if name not in schema.names]
     if missing:
         columns = "column" if len(missing) == 1 else "columns"
-        raise ValueError(told(path, f"lacks the {columns} {', '.join(missing)}", "save the rollout again"))
+        raise ValueError(format_error(path, f"lacks the {columns} {', '.join(missing)}", "save the rollout again"))
     for wanted in SCHEMA:
         found = schema.field(wanted.name).type
         if found != wanted.type:
             raise ValueError(
-                told(path, f"has {found} in column {wanted.name}, which is {wanted.type}", "save the rollout again")
+                format_error(path, f"has {found} in column {wanted.name}, which is {wanted.type}", "save the rollout again")
             )
 
 
-def told(path: Path, problem: str, remedy: str) -> str:
+def format_error(path: Path, problem: str, remedy: str) -> str:
     """A line about a file."""
     return f"rollouts={path}: {problem}; {remedy}"
 
@@ -457,7 +457,7 @@ def load_rollout(path: Path) -> SavedRollout:
         )
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(told(path, f"holds what no rollout has ({reason})", "save the rollout again")) from error
+        raise ValueError(format_error(path, f"holds what no rollout has ({reason})", "save the rollout again")) from error
 
 
 def _plain_table(table: ActionTable) -> dict[str, Any]:
