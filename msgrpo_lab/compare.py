@@ -67,7 +67,7 @@ def run(settings: CompareSettings) -> None:
 
 def _report(comparison: Any, settings: CompareSettings, origin: Mapping[str, Any]) -> None:
     """Says and keeps what was found."""
-    from msgrpo_lab.fidelity.table import shown
+    from msgrpo_lab.fidelity.table import render_estimate
 
     title = " ".join(["Credit fidelity:", *(str(origin[key]) for key in ("env", "model") if key in origin)])
     if "update" in origin:
@@ -77,7 +77,7 @@ def _report(comparison: Any, settings: CompareSettings, origin: Mapping[str, Any
     print(" " * (width + 2) + "  ".join(f"{name:<23}" for name in SHOWN).rstrip())
     for cell in comparison.cells:
         if cell.sampler is None:
-            numbers = "  ".join(f"{shown(cell.scores[name].estimate()):<23}" for name in SHOWN)
+            numbers = "  ".join(f"{render_estimate(cell.scores[name].estimate()):<23}" for name in SHOWN)
             print(f"  {cell.credit:<{width}}{numbers}".rstrip())
     if settings.output is None:
         return

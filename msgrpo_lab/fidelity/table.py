@@ -206,13 +206,13 @@ def _rows(cells: Sequence[RuleUnderSampler], names: Sequence[str], *, with_sampl
     head = ["credit", *(["sampler"] if with_sampler else []), *(HEADINGS.get(name, name) for name in names)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for cell in cells:
-        numbers = [shown(cell.scores[name].estimate()) if name in cell.scores else "" for name in names]
+        numbers = [render_estimate(cell.scores[name].estimate()) if name in cell.scores else "" for name in names]
         who = [cell.credit, *([str(cell.sampler)] if with_sampler else [])]
         lines.append(f"| {' | '.join([*who, *numbers])} |")
     return lines
 
 
-def shown(estimate: Estimate) -> str:
+def render_estimate(estimate: Estimate) -> str:
     """`0.707 [0.577, 0.837]`; `–` where it is not defined, and without an interval that there is none of."""
     if math.isnan(estimate.value):
         return "–"

@@ -31,7 +31,7 @@ from msgrpo_lab.fidelity.table import (
     draw_comparison,
     paper_style,
     save_figure,
-    shown,
+    render_estimate,
 )
 from msgrpo_lab.sampler.abs_advantage import AbsAdvantage
 from msgrpo_lab.sampler.uniform import Uniform
@@ -193,7 +193,7 @@ def test_one_group_has_numbers_and_no_intervals(played: Played) -> None:
         resamples=4,
         rng=np.random.default_rng(0),
     )
-    assert shown(found.of("exact").scores["spearman"].estimate()) == "1.000"
+    assert render_estimate(found.of("exact").scores["spearman"].estimate()) == "1.000"
     assert "| exact | 1.000 | " in as_markdown(found, "One group")
     assert as_csv(found).splitlines()[1].startswith("exact,,1,,,1,,,")
     with paper_style():
