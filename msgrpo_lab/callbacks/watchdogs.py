@@ -45,7 +45,7 @@ class Threshold:
         """Whether `value` is beyond the limit. The limit itself, NaN and no value are not."""
         return value is not None and not math.isnan(value) and OPERATIONS[self.beyond](value, self.limit)
 
-    def told(self, value: float) -> str:
+    def describe(self, value: float) -> str:
         """One line: metric, value, what it means and what to do."""
         lasting = f"for {self.patience} rollouts " if self.patience > 1 else ""
         limit = f"(limit {self.limit:g})"
