@@ -13,7 +13,7 @@ from pathlib import Path
 from msgrpo_lab.messages import HIDDEN
 from msgrpo_lab.runs.folder import RunFolderError, held
 from msgrpo_lab.tracking.database import check_reachable, mlflow_module, reason_of, store_errors
-from msgrpo_lab.tracking.outbox import SPOOLS, Metrics, joined, known_points, points_of, read_spool, without_known
+from msgrpo_lab.tracking.outbox import SPOOLS, Metrics, merge, known_points, points_of, read_spool, without_known
 
 
 def upload(spool: Path, tracking_uri: str | None = None) -> int:
@@ -46,7 +46,7 @@ def _deliver(spool: Path, tracking_uri: str | None) -> int:
     client, written = mlflow_module().MlflowClient(uri), 0
     try:
         known = known_points(client, owner.run_id)
-        for entry in joined(entries):
+        for entry in merge(entries):
             rest = without_known(entry, known) if isinstance(entry, Metrics) else entry
             rest.deliver(client, owner.run_id)
             written += len(points_of([rest]))

@@ -269,7 +269,7 @@ def entry_of(value: Any) -> Entry:
     raise ValueError(f"not an entry of a run (kind {value['kind']!r})")
 
 
-def joined(entries: Iterable[Entry]) -> Iterator[Entry]:
+def merge(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The same entries with neighbouring points put together: a call for many costs as much as a call for one."""
     points: list[Point] = []
     for entry in entries:
@@ -363,7 +363,7 @@ class Outbox:
         if not self.waiting:
             return True
         try:
-            for entry in joined(self.entries()):
+            for entry in merge(self.entries()):
                 entry.deliver(self.client, self.run_id)
         except store_errors() as error:
             self._postpone(error)

@@ -34,7 +34,7 @@ from msgrpo_lab.tracking.outbox import (
     Spool,
     Tag,
     entry_of,
-    joined,
+    merge,
     read_spool,
 )
 from msgrpo_lab.tracking.run import STOPPED_TAG
@@ -475,7 +475,7 @@ def test_what_is_no_entry_is_refused(value: Any) -> None:
 
 def test_neighbouring_points_are_put_together() -> None:
     a, b, c = (Point("x", float(n), n, n) for n in range(3))
-    assert list(joined([Metrics((a,)), Metrics((b,)), Tag("k", "v"), Metrics((c,))])) == [
+    assert list(merge([Metrics((a,)), Metrics((b,)), Tag("k", "v"), Metrics((c,))])) == [
         Metrics((a, b)),
         Tag("k", "v"),
         Metrics((c,)),
