@@ -15,7 +15,7 @@ from msgrpo_lab.config.rules import TRACKED
 from msgrpo_lab.messages import one_line
 from msgrpo_lab.runs.checkpoint import CheckpointError
 from msgrpo_lab.runs.folder import RunFolderError, is_held
-from msgrpo_lab.runs.last_folder import digest, remembered
+from msgrpo_lab.runs.last_folder import digest, last_folder
 
 DRY_RUN = "--dry-run"
 """Lists what each job would do, and runs none."""
@@ -43,7 +43,7 @@ def with_folder(argv: Sequence[str], config_name: str) -> list[str]:
         folder = None
         if line.base.resume is not None:
             name = digest(line.overrides, config_name=line.config_name, sweeping=line.sweeping)
-            folder = remembered(Path(line.base.paths.outputs), name)
+            folder = last_folder(Path(line.base.paths.outputs), name)
         elif line.base.ckpt_path is not None and not line.sweeping:
             named = str(line.base.ckpt_path)
             if named.startswith(TRACKED):

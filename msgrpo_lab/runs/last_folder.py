@@ -45,7 +45,7 @@ def remember(outputs: Path, name: str, folder: Path, command: Sequence[str]) -> 
     write_durably(place / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
-def remembered(outputs: Path, name: str) -> Path | None:
+def last_folder(outputs: Path, name: str) -> Path | None:
     """The folder that the command `name` trained into last, if it is still there."""
     try:
         folder = Path(json.loads((outputs / FOLDER / f"{name}.json").read_text(encoding="utf-8"))["folder"])

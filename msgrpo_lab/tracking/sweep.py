@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from msgrpo_lab.files import write_durably
 from msgrpo_lab.messages import one_line
 from msgrpo_lab.runs.folder import FAILURE, LOCK, RunFolderError, held, is_held
-from msgrpo_lab.runs.last_folder import digest_of_job, remember, remembered
+from msgrpo_lab.runs.last_folder import digest_of_job, remember, last_folder
 from msgrpo_lab.runs.stopping import PassingOn
 from msgrpo_lab.tracking.database import reason_of, refusal_of, store_errors
 from msgrpo_lab.tracking.tracking import PARENT_VARIABLE, MLflowTracking, Status, Tracking
@@ -91,7 +91,7 @@ class SweepParent(Callback):
     def _tell_of_unfinished(self, config: DictConfig) -> None:
         if config.get("resume") is not None:
             return
-        earlier = remembered(Path(config.paths.outputs), digest_of_job(config.hydra, sweeping=True))
+        earlier = last_folder(Path(config.paths.outputs), digest_of_job(config.hydra, sweeping=True))
         record = None if earlier is None or earlier == self._folder else read_sweep(earlier)
         if record is not None and record["status"] != "FINISHED":
             log.warning("this very sweep is unfinished in %s; add resume=auto to go on with that one", earlier)

@@ -13,7 +13,7 @@ import torch
 
 from msgrpo_lab.runs.checkpoint import FOLDER, WEIGHTS, CheckpointError, Snapshot, write_checkpoint
 from msgrpo_lab.runs.folder import LOCK, RECORD, RunFolderError, RunRecord, held, is_held, read_record
-from msgrpo_lab.runs.last_folder import digest, remember, remembered
+from msgrpo_lab.runs.last_folder import digest, remember, last_folder
 from msgrpo_lab.runs.resume import Beginning, beginning, differences
 
 CONFIG: dict[str, Any] = {
@@ -204,11 +204,11 @@ def test_a_command_is_known_by_what_it_runs() -> None:
 
 
 def test_a_command_finds_its_folder_again(tmp_path: Path) -> None:
-    assert remembered(tmp_path, "abc") is None
+    assert last_folder(tmp_path, "abc") is None
     folder = tmp_path / "run"
     remember(tmp_path, "abc", folder, ["env=snake"])
-    assert remembered(tmp_path, "abc") is None, "it is gone"
+    assert last_folder(tmp_path, "abc") is None, "it is gone"
     folder.mkdir()
-    assert remembered(tmp_path, "abc") == folder
+    assert last_folder(tmp_path, "abc") == folder
     (tmp_path / "commands" / "abc.json").write_text("{")
-    assert remembered(tmp_path, "abc") is None
+    assert last_folder(tmp_path, "abc") is None
