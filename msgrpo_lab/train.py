@@ -24,7 +24,7 @@ from msgrpo_lab.config import check_command_line, conf_dir
 from msgrpo_lab.config.command_line import runs_jobs
 from msgrpo_lab.messages import one_line
 from msgrpo_lab.runs.checkpoint import CheckpointError
-from msgrpo_lab.runs.folder import RunFolderError, RunRecord, RunStatus, held, note_failure
+from msgrpo_lab.runs.folder import RunFolderError, RunRecord, RunStatus, lock_folder, note_failure
 from msgrpo_lab.runs.jobs import DRY_RUN, print_dry_run, with_folder
 from msgrpo_lab.runs.last_folder import remember_run
 from msgrpo_lab.runs.stopping import Stopped, Stopping
@@ -78,7 +78,7 @@ def train(config: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     plain = resolve(config)
     try:
-        with held(folder):
+        with lock_folder(folder):
             begin = beginning(folder, plain, resume=config.resume, ckpt_path=config.ckpt_path)
             if begin.finished is not None:
                 log.info("%s: finished already; leave resume=auto out to train anew", folder)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from msgrpo_lab.messages import HIDDEN
-from msgrpo_lab.runs.folder import RunFolderError, held
+from msgrpo_lab.runs.folder import RunFolderError, lock_folder
 from msgrpo_lab.tracking.database import check_reachable, mlflow_module, reason_of, store_errors
 from msgrpo_lab.tracking.outbox import SPOOLS, Metrics, merge, known_points, points_of, read_spool, without_known
 
@@ -32,7 +32,7 @@ def upload(spool: Path, tracking_uri: str | None = None) -> int:
         RunFolderError: the run is going on.
         ValueError: the spool cannot be read, or the store does not take it; the file is as it was.
     """
-    with held(spool.parent):
+    with lock_folder(spool.parent):
         # What was found a moment ago may have been delivered by the run itself.
         return _deliver(spool, tracking_uri) if spool.exists() else 0
 

@@ -65,7 +65,7 @@ def note_failure(folder: Path, reason: str | None) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Holds a run's folder, so that no second process trains into it. The lock ends with the process, however it ends.
 
     Raises:
@@ -86,7 +86,7 @@ def is_held(folder: Path) -> bool:
     if not (folder / LOCK).exists():
         return False
     try:
-        with held(folder):
+        with lock_folder(folder):
             return False
     except RunFolderError:
         return True

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.files import write_durably
 from msgrpo_lab.messages import one_line
-from msgrpo_lab.runs.folder import FAILURE, LOCK, RunFolderError, held, is_held
+from msgrpo_lab.runs.folder import FAILURE, LOCK, RunFolderError, lock_folder, is_held
 from msgrpo_lab.runs.last_folder import digest_of_job, remember, last_folder
 from msgrpo_lab.runs.stopping import PassingOn
 from msgrpo_lab.tracking.database import reason_of, refusal_of, store_errors
@@ -62,7 +62,7 @@ class SweepParent(Callback):
         arguments = [str(argument) for argument in config.hydra.overrides.task]
         self._folder = Path(config.hydra.sweep.dir).absolute()
         try:
-            self._held.enter_context(held(self._folder))
+            self._held.enter_context(lock_folder(self._folder))
             self._tell_of_unfinished(config)
             tracking: Tracking = instantiate(config.logger)
             record = read_sweep(self._folder)

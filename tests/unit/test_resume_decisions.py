@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from msgrpo_lab.runs.checkpoint import FOLDER, WEIGHTS, CheckpointError, Snapshot, write_checkpoint
-from msgrpo_lab.runs.folder import LOCK, RECORD, RunFolderError, RunRecord, held, is_held, read_record
+from msgrpo_lab.runs.folder import LOCK, RECORD, RunFolderError, RunRecord, lock_folder, is_held, read_record
 from msgrpo_lab.runs.last_folder import digest, remember, last_folder
 from msgrpo_lab.runs.resume import Beginning, beginning, differences
 
@@ -182,13 +182,13 @@ with held(Path({str(tmp_path)!r})):
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         assert is_held(tmp_path)
-        with pytest.raises(RunFolderError, match="another process is training here"), held(tmp_path):
+        with pytest.raises(RunFolderError, match="another process is training here"), lock_folder(tmp_path):
             pass
     finally:
         holder.kill()
         holder.wait()
     assert not is_held(tmp_path), "the lock ends with the process"
-    with held(tmp_path):
+    with lock_folder(tmp_path):
         assert (tmp_path / LOCK).exists()
     assert not is_held(tmp_path / "absent")
 

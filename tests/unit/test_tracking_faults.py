@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from sqlalchemy import event
 
 from msgrpo_lab import upload
-from msgrpo_lab.runs.folder import held, is_held
+from msgrpo_lab.runs.folder import lock_folder, is_held
 from msgrpo_lab.tracking import outbox as outbox_module
 from msgrpo_lab.tracking.logger import RunLogger
 from msgrpo_lab.tracking.outbox import (
@@ -286,7 +286,7 @@ def test_the_spool_of_a_run_that_is_going_is_left_alone(store: Path, capsys: pyt
     spool = Spool(Path.cwd(), Owner(f"sqlite:///{store}", str(logger.run_id)))
     spool.append(Metrics((Point("x", 1.0, 1, 1),)))
     before = spool.path.read_bytes()
-    with held(Path.cwd()), pytest.raises(SystemExit) as done:
+    with lock_folder(Path.cwd()), pytest.raises(SystemExit) as done:
         upload.main([str(Path.cwd())])
     assert done.value.code == 0
     assert capsys.readouterr().out == f"{spool.path}: left alone, the run is still going and delivers it itself\n"
