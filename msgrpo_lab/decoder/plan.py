@@ -99,7 +99,7 @@ class ForwardPlan:
         return slice(int(used[0]), int(used[-1]) + 1)
 
 
-def distributed(
+def build_forward_plan(
     *,
     samples: Int[np.ndarray, " M"],
     distinct_of: Int[np.ndarray, " M"],
@@ -203,7 +203,7 @@ class _Distinct:
         place[list(chosen)] = np.arange(len(chosen))
         place_S = place[self.of_sample]
         samples = np.flatnonzero(place_S >= 0)
-        return distributed(
+        return build_forward_plan(
             samples=samples,
             distinct_of=place_S[samples],
             starts=self.starts[list(chosen)],
