@@ -13,7 +13,7 @@ from pathlib import Path
 from msgrpo_lab.messages import HIDDEN
 from msgrpo_lab.runs.folder import RunFolderError, lock_folder
 from msgrpo_lab.tracking.database import check_reachable, mlflow_module, reason_of, store_errors
-from msgrpo_lab.tracking.outbox import SPOOLS, Metrics, merge, known_points, points_of, read_spool, without_known
+from msgrpo_lab.tracking.outbox import SPOOLS, Metrics, known_points, merge, points_of, read_spool, without_known
 
 
 def upload(spool: Path, tracking_uri: str | None = None) -> int:

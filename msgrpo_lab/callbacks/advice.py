@@ -88,7 +88,7 @@ class FirstRolloutAdvice(L.Callback):
     def advise(self, metrics: Mapping[str, float]) -> list[str]:
         """One line for each limit that a first rollout's metrics are beyond."""
         return [
-            threshold.told(metrics[threshold.metric])
+            threshold.describe(metrics[threshold.metric])
             for threshold in self.thresholds
             if threshold.breached_by(metrics.get(threshold.metric))
         ]

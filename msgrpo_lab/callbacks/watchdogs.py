@@ -281,7 +281,7 @@ class Watchdogs(L.Callback):
             answer, length = self.answers[threshold.cause], self.streaks.lengths[threshold.metric]
             assert answer is not None
             if length == threshold.patience or (length > threshold.patience and answer != "warn"):
-                self._find(answer, threshold.cause, threshold.told(metrics[threshold.metric]))
+                self._find(answer, threshold.cause, threshold.describe(metrics[threshold.metric]))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answers the worst of what has been found: nothing is half done now."""

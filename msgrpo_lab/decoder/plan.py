@@ -64,7 +64,7 @@ class ForwardPlan:
     """Column of the pair's token: its id, or its place among the constraint's columns."""
     pair_of: Int[np.ndarray, "M L"]
     """Pair of each sample's token; Q off the completion."""
-    plain: bool = False
+    use_library: bool = False
     """Read by the model library's own modules, as the reference for everything faster."""
 
     @property

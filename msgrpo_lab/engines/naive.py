@@ -90,7 +90,7 @@ class NaiveEngine:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0).to(device)
         ids, mask = ids.to(device), mask.to(device)
         cache = policy.empty_cache()
-        hidden = read_tokens(policy, ids, cache, mask, positions, plain=True)[:, -1]
+        hidden = read_tokens(policy, ids, cache, mask, positions, use_library=True)[:, -1]
         self.computed_tokens += sum(map(len, prompts))
         answers = [_Answer() for _ in prompts]
         states = np.zeros(len(prompts), dtype=np.int64)
@@ -112,7 +112,7 @@ class NaiveEngine:
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
             positions = (mask.sum(dim=1) - 1)[:, None]
             token = torch.from_numpy(drawn).to(device)[:, None]
-            hidden = read_tokens(policy, token, cache, mask, positions, plain=True)[:, -1]
+            hidden = read_tokens(policy, token, cache, mask, positions, use_library=True)[:, -1]
         return [
             Completion(
                 prompt_ids=prompt,

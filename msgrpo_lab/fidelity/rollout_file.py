@@ -82,11 +82,15 @@ def read_rows(path: Path) -> tuple[Columns, dict[str, Any]]:
         columns = pq.read_table(path, columns=SCHEMA.names, page_checksum_verification=True).to_pydict()
     except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError, MemoryError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(format_error(path, f"is damaged ({reason})", "copy it again, or save the rollout again")) from error
+        raise ValueError(
+            format_error(path, f"is damaged ({reason})", "copy it again, or save the rollout again")
+        ) from error
     if digest is None and meta["schema"] == WITHOUT_DIGEST:
         log.warning("rollouts=%s: written by an earlier version, without a checksum: damage to it cannot be told", path)
     elif digest != content_digest(columns, text):
-        raise ValueError(format_error(path, "is damaged (its checksum is another)", "copy it again, or save the rollout again"))
+        raise ValueError(
+            format_error(path, "is damaged (its checksum is another)", "copy it again, or save the rollout again")
+        )
     return columns, meta
 
 
@@ -109,7 +113,9 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
 
 def _check_schema(path: Path, schema: pa.Schema, meta: Any) -> None:
     if not isinstance(meta, dict) or "schema" not in meta:
-        raise ValueError(format_error(path, "is Parquet, but no rollout", "give a file that callbacks.rollouts has written"))
+        raise ValueError(
+            format_error(path, "is Parquet, but no rollout", "give a file that callbacks.rollouts has written")
+        )
     if meta["schema"] not in (VERSION, WITHOUT_DIGEST):
         remedy = "save the rollout again, or read it with the version of the lab that wrote it"
         raise ValueError(format_error(path, f"has the schema {meta['schema']}; this version reads {VERSION}", remedy))
@@ -121,7 +127,9 @@ def _check_schema(path: Path, schema: pa.Schema, meta: Any) -> None:
         found = schema.field(wanted.name).type
         if found != wanted.type:
             raise ValueError(
-                format_error(path, f"has {found} in column {wanted.name}, which is {wanted.type}", "save the rollout again")
+                format_error(
+                    path, f"has {found} in column {wanted.name}, which is {wanted.type}", "save the rollout again"
+                )
             )
 
 
@@ -457,7 +465,9 @@ def load_rollout(path: Path) -> SavedRollout:
         )
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(format_error(path, f"holds what no rollout has ({reason})", "save the rollout again")) from error
+        raise ValueError(
+            format_error(path, f"holds what no rollout has ({reason})", "save the rollout again")
+        ) from error
 
 
 def _plain_table(table: ActionTable) -> dict[str, Any]:

@@ -200,11 +200,11 @@ class LanguagePolicy(nn.Module):
             if not self.library.branches or self.library.recomputes:
                 sharing = "rows"
         plans = plan_forward(batch, trie, token_budget, sharing)
-        return [replace(plan, plain=True) for plan in plans] if sharing == "none" else plans
+        return [replace(plan, use_library=True) for plan in plans] if sharing == "none" else plans
 
-    def decoder(self, plain: bool = False) -> Decoder:
+    def decoder(self, use_library: bool = False) -> Decoder:
         """What computes hidden states: `plain` asks for the model library, without any shortcut."""
-        return self.library if plain or self.blocks is None else self.blocks
+        return self.library if use_library or self.blocks is None else self.blocks
 
     def empty_cache(self) -> DynamicCache:
         """A key-value cache for any number of rows."""
@@ -250,18 +250,18 @@ class LanguagePolicy(nn.Module):
 
         `columns` of the batch only, if given: off `plan.columns` there is nothing but zeros.
         """
-        hidden = self.decoder(plan.plain).plan_hidden(plan)
+        hidden = self.decoder(plan.use_library).plan_hidden(plan)
         device = hidden.device
         weight = self.output_weight(None if trie is None else torch.from_numpy(trie.columns).to(device))
         pair_node = torch.from_numpy(plan.pair_node).to(device)
         pair_column = torch.from_numpy(plan.pair_column).to(device)
         pair_logprobs, node_entropy = list[torch.Tensor](), list[torch.Tensor]()
-        summed_up = not plan.plain and trie is None and rule.top_k is None and rule.top_p is None
+        summed_up = not plan.use_library and trie is None and rule.top_k is None and rule.top_p is None
         if summed_up and not weight.requires_grad:
             hidden = hidden.to(self.product_dtype)
             picked, spread = vocabulary_stats(hidden, weight, rule.temperature, pair_node, pair_column)
             return self._spread_out(plan, columns, picked, spread[pair_node])
-        if not plan.plain and trie is None and self.keeps_few(rule):
+        if not plan.use_library and trie is None and self.keeps_few(rule):
             picked, spread = top_stats(hidden.to(self.product_dtype), weight, rule, pair_node, pair_column)
             return self._spread_out(plan, columns, picked, spread[pair_node])
         for start in range(0, len(hidden), NODES_PER_CHUNK):
@@ -349,7 +349,7 @@ def update_work(policy: LanguagePolicy, plan: ForwardPlan, trie: ChoiceTrie | No
     per_token, width_of_heads = policy.matmul_flops_per_token, policy.attention_width
     head = policy.output_weight(None)
     columns, finding = len(head) if trie is None else len(trie.columns), 0
-    if trie is None and rule.top_k is not None and policy.keeps_few(rule) and not plan.plain:
+    if trie is None and rule.top_k is not None and policy.keeps_few(rule) and not plan.use_library:
         columns, finding = num_candidates(columns, rule.top_k), 2 * columns
     projection = ((6 if head.requires_grad else 4) * columns + finding) * head.shape[1] * plan.num_nodes
     attention = 3 * 4 * width_of_heads * plan.num_attended

@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from msgrpo_lab.files import write_durably
 from msgrpo_lab.messages import one_line
-from msgrpo_lab.runs.folder import FAILURE, LOCK, RunFolderError, lock_folder, is_held
-from msgrpo_lab.runs.last_folder import digest_of_job, remember, last_folder
+from msgrpo_lab.runs.folder import FAILURE, LOCK, RunFolderError, is_held, lock_folder
+from msgrpo_lab.runs.last_folder import digest_of_job, last_folder, remember
 from msgrpo_lab.runs.stopping import PassingOn
 from msgrpo_lab.tracking.database import reason_of, refusal_of, store_errors
 from msgrpo_lab.tracking.tracking import PARENT_VARIABLE, MLflowTracking, Status, Tracking

@@ -30,8 +30,8 @@ from msgrpo_lab.fidelity.table import (
     compare,
     draw_comparison,
     paper_style,
-    save_figure,
     render_estimate,
+    save_figure,
 )
 from msgrpo_lab.sampler.abs_advantage import AbsAdvantage
 from msgrpo_lab.sampler.uniform import Uniform

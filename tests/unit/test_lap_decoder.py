@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, KeyValues, AttendsTo
+from msgrpo_lab.decoder.block_decoder import AttendsTo, Block, BlockDecoder, KeyValues
 from msgrpo_lab.decoder.kernels import Linear, Packed, Prepared, packs, project
 
 SIZES = {

@@ -123,7 +123,7 @@ def test_both_decoders_extend_a_cache_alike(attention: str, four_axes: bool) -> 
                 mask = mask[:, None]
             found = [
                 decoder.extend(tokens[:, start:stop], cache, mask, positions)[real]
-                for decoder, cache in zip((policy.decoder(), policy.decoder(plain=True)), caches, strict=True)
+                for decoder, cache in zip((policy.decoder(), policy.decoder(use_library=True)), caches, strict=True)
             ]
             torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
     assert [cache.get_seq_length() for cache in caches] == [12, 12]
@@ -133,7 +133,7 @@ def test_the_library_reads_padding_on_the_left() -> None:
     policy = small_policy()
     tokens, mask = torch.tensor([[0, 0, 7, 8, 9], [5, 6, 7, 8, 9]]), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     with torch.no_grad():
-        hidden = policy.decoder(plain=True).extend(
+        hidden = policy.decoder(use_library=True).extend(
             tokens, policy.empty_cache(), mask.bool(), (mask.cumsum(dim=1) - 1).clamp(min=0)
         )
         alone = policy.model.model(input_ids=tokens[:1, 2:], use_cache=False).last_hidden_state

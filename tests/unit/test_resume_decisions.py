@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from msgrpo_lab.runs.checkpoint import FOLDER, WEIGHTS, CheckpointError, Snapshot, write_checkpoint
-from msgrpo_lab.runs.folder import LOCK, RECORD, RunFolderError, RunRecord, lock_folder, is_held, read_record
-from msgrpo_lab.runs.last_folder import digest, remember, last_folder
+from msgrpo_lab.runs.folder import LOCK, RECORD, RunFolderError, RunRecord, is_held, lock_folder, read_record
+from msgrpo_lab.runs.last_folder import digest, last_folder, remember
 from msgrpo_lab.runs.resume import Beginning, beginning, differences
 
 CONFIG: dict[str, Any] = {

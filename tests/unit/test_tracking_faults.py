@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from sqlalchemy import event
 
 from msgrpo_lab import upload
-from msgrpo_lab.runs.folder import lock_folder, is_held
+from msgrpo_lab.runs.folder import is_held, lock_folder
 from msgrpo_lab.tracking import outbox as outbox_module
 from msgrpo_lab.tracking.logger import RunLogger
 from msgrpo_lab.tracking.outbox import (

@@ -82,7 +82,11 @@ class Written:
         )
 
     def completions(
-        self, prompts: Sequence[Int[np.ndarray, " P"]], prompt_of: Int[np.ndarray, " N"], words: DecodedTexts, version: int
+        self,
+        prompts: Sequence[Int[np.ndarray, " P"]],
+        prompt_of: Int[np.ndarray, " N"],
+        words: DecodedTexts,
+        version: int,
     ) -> list[Completion]:
         """One each; equal completions of one prompt are one object."""
         made: dict[tuple[int, Word], Completion] = {}

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from transformers import DynamicCache
 
-from msgrpo_lab.decoder.block_decoder import Block, BlockDecoder, KeyValues, AttendsTo
+from msgrpo_lab.decoder.block_decoder import AttendsTo, Block, BlockDecoder, KeyValues
 from msgrpo_lab.decoder.plan import pad_rows
 from msgrpo_lab.decoder.tree import cut_tree, group_by_length, pad_branches, row_width
 from msgrpo_lab.lap.policy import LanguagePolicy
@@ -44,14 +44,14 @@ def read_tokens(
     cache: DynamicCache,
     mask: Bool[torch.Tensor, "B M"] | Bool[torch.Tensor, "B 1 N M"],
     positions: Int[torch.Tensor, "B N"],
-    plain: bool = False,
+    use_library: bool = False,
 ) -> Float[torch.Tensor, "B N width"]:
     """Last hidden states of N further tokens a row; `cache` grows by them.
 
     `mask` marks the real ones among the M tokens so far (causal attention), or says for each of the N tokens which it
-    may look at. Padding is on the right, unless it is read `plain`, by the model library's own modules.
+    may look at. Padding is on the right, unless it is read with `use_library`, by the model library's own modules.
     """
-    return policy.decoder(plain).extend(token_ids, cache, mask, positions)
+    return policy.decoder(use_library).extend(token_ids, cache, mask, positions)
 
 
 def cache_of(keys_values: Float[torch.Tensor, "J 2 B H N D"] | None) -> DynamicCache:
