@@ -83,8 +83,9 @@ def draw(
         TrackingError: nothing finished to draw; nothing has been written then.
     """
     remarks = Remarks()
-    logger = logging.getLogger("analysis")
-    logger.addHandler(remarks)
+    loggers = [logging.getLogger(name) for name in ("analysis", "msgrpo_lab.report")]
+    for logger in loggers:
+        logger.addHandler(remarks)
     try:
         runs = label_methods(keep_finished(load_runs(tracking_uri, experiment, sweep)))
         points = join(runs, load_metrics(tracking_uri, list(runs["run_id"])))
@@ -105,7 +106,8 @@ def draw(
         source = f"experiment `{experiment}`, " + (f"sweep {named}" if sweeps else "single runs")
         paths += write_table(points, source, remarks.lines, out)
     finally:
-        logger.removeHandler(remarks)
+        for logger in loggers:
+            logger.removeHandler(remarks)
     return paths, remarks.lines
 
 

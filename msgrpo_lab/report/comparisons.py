@@ -109,7 +109,7 @@ def _resampled(
     return drawn_BR
 
 
-log = logging.getLogger("msgrpo_lab.report.comparisons")
+log = logging.getLogger(__name__)
 
 
 def normalised_scores(points: pd.DataFrame) -> pd.DataFrame:

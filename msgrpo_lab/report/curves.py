@@ -17,7 +17,7 @@ import pandas as pd
 
 from msgrpo_lab.intervals import Interval, mean_of_means, stratified_bootstrap
 
-log = logging.getLogger("msgrpo_lab.report.curves")
+log = logging.getLogger(__name__)
 
 SAMPLER_ORDER = ("uniform", "abs_adv")
 ENV_ORDER = (

@@ -312,7 +312,7 @@ def _provenance(client: MlflowClient, run: Run, name: str) -> dict[str, Any]:
     return dict(content)
 
 
-log = logging.getLogger("msgrpo_lab.report.sweep")
+log = logging.getLogger(__name__)
 
 JOB_TAGS = ("env", "sampler", "credit", "model", "prompt", "seed")
 PREFIXES = ("train/", "eval/", "sampler/", "credit/", "reference/", "perf/")

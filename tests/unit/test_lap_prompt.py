@@ -214,6 +214,6 @@ def test_every_word_has_one_token_of_its_own(tokenizer: Any) -> None:
 
 
 def test_legal_words_that_the_tokenizer_cannot_tell_apart_are_named(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match=r"legal word 'Zephyr'.*lap/words\.py") as caught:
+    with pytest.raises(ValueError, match=r"legal word 'Zephyr'.*lap/sources\.py") as caught:
         PromptBuilder(template(), tokenizer).choices(("Left", "Zephyr"))
     assert "\n" not in str(caught.value)
