@@ -5,6 +5,7 @@ python -m msgrpo_lab.train -m sampler=uniform,abs_adv env=snake,frozenlake
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import signal
@@ -15,40 +16,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from msgrpo_lab import __version__
+from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption, best_of
+from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
+from msgrpo_lab.callbacks.progress import StopCheck
 from msgrpo_lab.config import check_command_line, conf_dir
 from msgrpo_lab.config.command_line import runs_jobs
 from msgrpo_lab.messages import one_line
-from msgrpo_lab.runs.checkpoint import CheckpointError
+from msgrpo_lab.runs.checkpoint import CheckpointError, Snapshot
 from msgrpo_lab.runs.folder import RunFolderError, RunRecord, RunStatus, lock_folder, note_failure
 from msgrpo_lab.runs.jobs import DRY_RUN, print_dry_run, with_folder
 from msgrpo_lab.runs.last_folder import remember_run
+from msgrpo_lab.runs.resume import Beginning
 from msgrpo_lab.runs.stopping import Stopped, Stopping
+from msgrpo_lab.tracking.logger import RunLogger
+from msgrpo_lab.training.assemble import Lab, component
+from msgrpo_lab.training.state import load_trainable
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from msgrpo_lab.runs.resume import Beginning
     from msgrpo_lab.tracking.tracking import Tracking
-import copy
-
-import lightning as L
-import torch
-from lightning.pytorch.loggers import Logger
-
-from msgrpo_lab import __version__
-from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption, best_of
-from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
-from msgrpo_lab.callbacks.progress import StopCheck
-from msgrpo_lab.runs.checkpoint import Snapshot
-from msgrpo_lab.runs.resume import Beginning
-from msgrpo_lab.tracking.logger import RunLogger
-from msgrpo_lab.training.assemble import Lab, component
-from msgrpo_lab.training.state import load_trainable
 
 log = logging.getLogger(__name__)
 

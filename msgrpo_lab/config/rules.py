@@ -262,6 +262,7 @@ def _check_files(tree: Mapping[str, Any]) -> Iterator[Mistake]:
         problem = f"there is no config.json in {found}" if found.exists() and path else f"there is nothing at {found}"
         remedy = "give the folder of a model saved with save_pretrained, or leave the key out"
         yield Mistake("model.path", path, problem, remedy)
+    yield from _check_adapter_folder(section(tree, "model"))
     for key, folder in section(tree, "paths").items():
         if isinstance(folder, str) and not folder.strip():
             yield Mistake(f"paths.{key}", folder, "must not be empty", "give a folder, or leave the key out")
@@ -277,6 +278,30 @@ def _check_files(tree: Mapping[str, Any]) -> Iterator[Mistake]:
     if checkpoint is not None and tree.get("resume") is not None:
         remedy = "leave one of the two out"
         yield Mistake("resume", tree["resume"], "ckpt_path already names what to go on from", remedy)
+
+
+def _check_adapter_folder(model: Mapping[str, Any]) -> Iterator[Mistake]:
+    """An adapter that training goes on from: it is there, and has the shape that is to be trained."""
+    adapter = model.get("adapter")
+    if not isinstance(adapter, str):
+        return
+    folder = Path(adapter).expanduser()
+    missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        problem = f"there is no {missing[0]} in {folder.resolve()}"
+        yield Mistake("model.adapter", adapter, problem, "give adapter/best of a run, or leave the key out")
+        return
+    try:
+        saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        shape = {"lora_rank": saved["r"], "lora_alpha": saved["lora_alpha"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"its adapter_config.json is damaged ({type(error).__name__})"
+        yield Mistake("model.adapter", adapter, problem, "copy the folder again")
+        return
+    for key, value in shape.items():
+        if key in model and model[key] != value:
+            remedy = f"set model.{key}={value}, or leave model.adapter out"
+            yield Mistake("model.adapter", adapter, f"has {key}={value}, and model.{key} is {model.get(key)}", remedy)
 
 
 ALL_LINEAR = "all-linear"

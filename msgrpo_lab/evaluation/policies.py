@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from msgrpo_lab.config import ConfigError
-from msgrpo_lab.evaluation.contender import Contender, Kind, Opened, Origin
+from msgrpo_lab.engines.scripted import ScriptedEngine
+from msgrpo_lab.evaluation.contender import Contender, Kind, Opened, Origin, PolicySpec
 from msgrpo_lab.evaluation.results import digest_of
 from msgrpo_lab.evaluation.trained import folder_digest
-from msgrpo_lab.messages import one_line
-
-if TYPE_CHECKING:
-    from msgrpo_lab.lap.policy import LanguagePolicy
-    from msgrpo_lab.lap.prompt import PromptBuilder
-from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple
-
-from hydra.utils import instantiate
-
-from msgrpo_lab.engines.scripted import ScriptedEngine
-from msgrpo_lab.evaluation.contender import PolicySpec
 from msgrpo_lab.lap.prompt import FirstWordParser, PromptBuilder, PromptTemplate
 from msgrpo_lab.lap.sources import word_tokenizer
+from msgrpo_lab.messages import one_line
 from msgrpo_lab.oracle.players import HoleAvoidingPlayer, OptimalPlayer, Player, RandomPlayer, SearchPlayer
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.tsmg.frozen_lake import FrozenLake
 from msgrpo_lab.tsmg.snake import Snake
 from msgrpo_lab.types import Sampling
+
+if TYPE_CHECKING:
+    from msgrpo_lab.lap.policy import LanguagePolicy
+    from msgrpo_lab.lap.prompt import PromptBuilder
 
 REMOTE_ENGINE = "msgrpo_lab.engines.remote.engine.OpenAIEngine"
 """What the node of an engine of remote models names."""

@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from msgrpo_lab.files import check_manifest
-
-if TYPE_CHECKING:
-    from msgrpo_lab.lap.policy import LanguagePolicy
-from typing import TYPE_CHECKING
-
-from msgrpo_lab.evaluation.contender import Origin
-
-if TYPE_CHECKING:
-    from msgrpo_lab.lap.policy import LanguagePolicy
-import sqlite3
-from contextlib import closing
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from msgrpo_lab.config.components import components
+from msgrpo_lab.evaluation.contender import Origin, PolicySpec
+from msgrpo_lab.files import check_manifest
 from msgrpo_lab.messages import mask
 from msgrpo_lab.tracking.database import check_reachable, database_path, mlflow_module
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-from msgrpo_lab.config.components import components
-from msgrpo_lab.evaluation.contender import PolicySpec
+
+    from msgrpo_lab.lap.policy import LanguagePolicy
 
 SECTIONS = frozenset({"env", "model", "prompt", "rollout", "evaluation"})
 PACKAGE = "msgrpo_lab."
@@ -101,8 +92,8 @@ class Weights:
     def model_node(self, node: Mapping[str, Any]) -> dict[str, Any]:
         """A `model` node with room for these weights: its base with such an adapter, or the folder itself."""
         if self.lora is None:
-            return {**node, "path": str(self.folder), "lora_rank": None}
-        return {**node, **self.lora, "seed": 0}  # what the adapter begins as is overwritten
+            return {**node, "path": str(self.folder), "lora_rank": None, "adapter": None}
+        return {**node, **self.lora, "seed": 0, "adapter": None}  # what the adapter begins as is overwritten
 
     def put_into(self, policy: LanguagePolicy) -> None:
         """Gives the policy the adapter; where all weights were trained, it was read from them.
@@ -111,7 +102,9 @@ class Weights:
             ValueError: the file cannot be read, or is of another model; one line without the key.
         """
         if self.lora is not None:
-            _load_adapter(policy, self.folder / LORA_WEIGHTS)
+            from msgrpo_lab.lap.build import load_adapter
+
+            load_adapter(policy, self.folder)
 
     def check_base(self, node: Mapping[str, Any]) -> None:
         """Refuses a base model that is, by its name, another one than the adapter's.
@@ -176,32 +169,6 @@ def _base_name(node: Mapping[str, Any]) -> str:
     return f"{source['distribution']}-{str(source['sha256'])[:16]}" if "distribution" in source else ""
 
 
-def _load_adapter(policy: LanguagePolicy, path: Path) -> None:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        saved = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy it again") from error
-    # PEFT leaves the adapter's name out of what it saves.
-    wanted = {
-        name.replace(".default.", "."): parameter
-        for name, parameter in policy.model.named_parameters()
-        if parameter.requires_grad
-    }
-    odd = sorted(saved.keys() ^ wanted.keys()) or sorted(
-        name for name in wanted if wanted[name].shape != saved[name].shape
-    )
-    if odd:
-        problem = f"{path} is an adapter of another model: {len(odd)} of its tensors do not fit, {odd[0]} the first"
-        raise ValueError(f"{problem}; give model=… that it was trained on")
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(saved[name])
-
-
 STATE = "state.json"
 
 
@@ -227,7 +194,7 @@ class Checkpoint:
 
     def model_node(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
         """The run's own."""
-        return node
+        return {**node, "adapter": None}  # what training went on from may be gone, and is overwritten
 
     def put_into(self, policy: LanguagePolicy) -> None:
         """Gives the policy the weights. Raises `ValueError` if they are of another model; one line."""

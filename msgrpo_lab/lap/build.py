@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from msgrpo_lab.files import check_manifest
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.precision import Precision, choose_precision
 from msgrpo_lab.lap.sources import LocalModel, ModelSource, ModelSourceError
@@ -23,6 +27,7 @@ def build_policy(
     lora_targets: str | list[str] = "all-linear",
     gradient_checkpointing: bool = False,
     seed: int = 0,
+    adapter: str | None = None,
 ) -> LanguagePolicy:
     """Loads the base model and makes what is to be trained of it.
 
@@ -36,10 +41,11 @@ def build_policy(
         lora_targets: names of the layers that get an adapter, or `all-linear` (all but the output projection).
         gradient_checkpointing: recompute activations in the backward pass, for large models.
         seed: seed of the adapter's initial weights.
+        adapter: folder of a trained adapter that training goes on from, such as `adapter/best` of a run.
 
     Raises:
         ModelSourceError: the base model cannot be had.
-        ValueError: LoRA targets that the model does not have.
+        ValueError: LoRA targets that the model does not have, or an adapter that does not fit.
     """
     source = source if path is None else LocalModel(path=path)
     chosen = choose_precision(precision, _config_of(source) if precision == "auto" else None)
@@ -50,7 +56,45 @@ def build_policy(
         model = _trainable(model, dtype, lora_rank, lora_alpha, lora_targets)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LanguagePolicy(model, tokenizer, dtype, chosen.speed)
+    policy = LanguagePolicy(model, tokenizer, dtype, chosen.speed)
+    if adapter is not None:
+        try:
+            load_adapter(policy, Path(adapter).expanduser())
+        except ValueError as error:
+            raise ValueError(f"model.adapter={adapter}: {error}") from error
+    return policy
+
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def load_adapter(policy: LanguagePolicy, folder: Path) -> None:
+    """Puts a trained adapter in the place of the policy's own.
+
+    Raises:
+        ValueError: it cannot be read, or is of another model; one line.
+    """
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        check_manifest(folder)
+        saved = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); copy it again") from error
+    # PEFT leaves the adapter's name out of what it saves.
+    wanted = {
+        name.replace(".default.", "."): parameter
+        for name, parameter in policy.model.named_parameters()
+        if parameter.requires_grad
+    }
+    odd = sorted(saved.keys() ^ wanted.keys()) or sorted(
+        name for name in wanted if wanted[name].shape != saved[name].shape
+    )
+    if odd:
+        problem = f"{path} is an adapter of another model: {len(odd)} of its tensors do not fit, {odd[0]} the first"
+        raise ValueError(f"{problem}; give model=… that it was trained on")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(saved[name])
 
 
 def _config_of(source: ModelSource) -> PretrainedConfig | None:
@@ -85,6 +129,7 @@ def outline_model(
     lora_targets: str | list[str] = "all-linear",
     gradient_checkpointing: bool = False,
     seed: int = 0,  # noqa: ARG001  takes what `build_policy` takes
+    adapter: str | None = None,  # noqa: ARG001
 ) -> OutlinedModel:
     """What `build_policy` would build of the same arguments, on the meta device: every shape and type, no weight.
 

@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from msgrpo_lab.config.paths import project_root
-from msgrpo_lab.messages import one_line
-from msgrpo_lab.report.sweep import read_sweep
-from msgrpo_lab.tracking.database import check_reachable, database_path, mlflow_module
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 import math
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from msgrpo_lab.config.paths import project_root
+from msgrpo_lab.messages import one_line
 from msgrpo_lab.report.markdown import MISSING, code_block, count, duration, escape, number, table
-from msgrpo_lab.report.sweep import JobRecord, SweepRecord
+from msgrpo_lab.report.sweep import JobRecord, SweepRecord, read_sweep
 from msgrpo_lab.seeding import FIRST_HELD_OUT_SEED
+from msgrpo_lab.tracking.database import check_reachable, database_path, mlflow_module
 from msgrpo_lab.tracking.run import RESUMED_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PACKAGES = ("torch", "transformers", "peft", "lightning", "gymnasium", "hydra-core", "mlflow", "numpy", "msgrpo-lab")
 """Whose versions a result depends on; all others are in each job's `provenance/packages.json`."""

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from msgrpo_lab.files import sync, write_durably
 from msgrpo_lab.messages import mask
 from msgrpo_lab.tracking.database import reason_of, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-import json
-import os
-from collections.abc import Callable
-
-from msgrpo_lab.files import sync, write_durably
 
 SPOOLS = "spool-*.jsonl"
 """How the files are named, with the run's id: a folder that two runs were made in has one for each."""

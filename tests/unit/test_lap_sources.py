@@ -160,6 +160,20 @@ def test_lora_targets_that_the_model_lacks_are_told() -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_training_goes_on_from_a_trained_adapter(tmp_path: Path) -> None:
+    trained = build_policy(source=small(0), precision="float32", lora_rank=2)
+    for parameter in trained.trainable_parameters():
+        torch.nn.init.normal_(parameter)
+    trained.save(tmp_path / "best")
+    policy = build_policy(source=small(0), precision="float32", lora_rank=2, seed=7, adapter=str(tmp_path / "best"))
+    for mine, its in zip(policy.trainable_parameters(), trained.trainable_parameters(), strict=True):
+        assert torch.equal(mine, its)
+        assert mine.requires_grad
+    with pytest.raises(ValueError, match=r"^model\.adapter=.*is an adapter of another model") as caught:
+        build_policy(source=small(0), precision="float32", lora_rank=3, adapter=str(tmp_path / "best"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_adapters_are_float32_over_frozen_bfloat16_weights() -> None:
     policy = build_policy(source=small(0), precision="bfloat16", lora_rank=2)
     assert {p.dtype for p in policy.trainable_parameters()} == {torch.float32}
