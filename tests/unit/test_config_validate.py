@@ -217,10 +217,10 @@ def test_an_adapter_to_go_on_from_is_there_and_of_the_shape_that_is_trained(tmp_
     (tmp_path / "adapter_config.json").write_text("{", encoding="utf-8")
     (line,) = mistakes_in(**changed("model.adapter", str(tmp_path)))
     assert "its adapter_config.json is damaged (JSONDecodeError); copy the folder again" in line
-    (tmp_path / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 32}', encoding="utf-8")
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 32}', encoding="utf-8")
     (line,) = mistakes_in(**changed("model.adapter", str(tmp_path)))
-    assert line.endswith("model.lora_rank is 16; set model.lora_rank=8, or leave model.adapter out")
-    (tmp_path / "adapter_config.json").write_text('{"r": 16, "lora_alpha": 32}', encoding="utf-8")
+    assert line.endswith("model.lora_rank is 8; set model.lora_rank=4, or leave model.adapter out")
+    (tmp_path / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 32}', encoding="utf-8")
     assert mistakes_in(**changed("model.adapter", str(tmp_path))) == ()
 
 
