@@ -211,17 +211,19 @@ def test_a_folder_that_holds_a_model_passes(tmp_path: Path) -> None:
 
 
 def test_an_adapter_to_go_on_from_is_there_and_of_the_shape_that_is_trained(tmp_path: Path) -> None:
-    (line,) = mistakes_in(**changed("model.adapter", str(tmp_path)))
+    tree = changed("model.adapter", str(tmp_path))
+    tree["model"] = {**tree["model"], "lora_rank": 8, "lora_alpha": 32}
+    (line,) = mistakes_in(**tree)
     assert f"model.adapter={tmp_path}: there is no adapter_config.json in {tmp_path}" in line
     (tmp_path / "adapter_model.safetensors").touch()
     (tmp_path / "adapter_config.json").write_text("{", encoding="utf-8")
-    (line,) = mistakes_in(**changed("model.adapter", str(tmp_path)))
+    (line,) = mistakes_in(**tree)
     assert "its adapter_config.json is damaged (JSONDecodeError); copy the folder again" in line
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 32}', encoding="utf-8")
-    (line,) = mistakes_in(**changed("model.adapter", str(tmp_path)))
+    (line,) = mistakes_in(**tree)
     assert line.endswith("model.lora_rank is 8; set model.lora_rank=4, or leave model.adapter out")
     (tmp_path / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 32}', encoding="utf-8")
-    assert mistakes_in(**changed("model.adapter", str(tmp_path))) == ()
+    assert mistakes_in(**tree) == ()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
