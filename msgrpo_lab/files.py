@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders with a manifest of their checksums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mistake, told in one line: the key, its value, what is wrong, and what would be right."""
+"""A mistake in one line: the key, its value, what is wrong, what would be right; with secrets hidden."""
 
 from __future__ import annotations
 

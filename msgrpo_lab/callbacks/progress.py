@@ -1,4 +1,4 @@
-"""Progress on a terminal: one bar for updates, one for the rollout in flight. Elsewhere a plain line now and then."""
+"""Progress: two bars on a terminal, elsewhere a plain line now and then; and the end of a run that is asked to stop."""
 
 # ruff: noqa: ARG002  (Lightning fixes the signatures)
 

@@ -1,4 +1,4 @@
-"""The fidelity meter while a run trains: how faithful its credit rule is to the exact advantages, as `credit/…`."""
+"""Callbacks that look at rollouts: the fidelity meter (`credit/…`) and the keeper of rollout files."""
 
 # ruff: noqa: ARG002  (Lightning fixes the signatures)
 

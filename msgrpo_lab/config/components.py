@@ -1,4 +1,4 @@
-"""Checks of one component: a node with a `_target_` against the signature of what it names."""
+"""Checks of values and components: a value against its type and range, a `_target_` against the signature it names."""
 
 from __future__ import annotations
 

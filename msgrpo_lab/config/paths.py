@@ -1,4 +1,4 @@
-"""Where the project and its configuration files lie, from whatever folder a command is started."""
+"""Where the project and its configuration lie, and what a command may write."""
 
 from __future__ import annotations
 

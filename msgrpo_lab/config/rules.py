@@ -1,4 +1,4 @@
-"""Rules that tie several keys together, or a key to the world outside: files, devices."""
+"""Rules that tie several keys together, or a key to the world outside: files, devices, the model's own shape."""
 
 from __future__ import annotations
 

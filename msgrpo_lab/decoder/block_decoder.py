@@ -1,6 +1,6 @@
 """A decoder over blocks of tokens that read one another: every token of a forward pass in one matrix, computed once.
 
-All blocks of a pass (see `blocks.py`) go through each layer's projections together; only attention looks at blocks
+All blocks of a pass (see `Block`) go through each layer's projections together; only attention looks at blocks
 one by one. So a tree of prompts and completions costs one pass over its distinct tokens, with gradients.
 
 Source of the architecture: the Llama and Qwen2 models of transformers, with which tests compare every number.

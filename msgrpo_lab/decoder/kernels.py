@@ -1,4 +1,4 @@
-"""The hot operations of a decoder, each as one autograd node that keeps little and copies little.
+"""The hot operations of a decoder and its projections, each as one autograd node that keeps and copies little.
 
 Composed from torch's own operations, so they run on any device. What they save over the modules of a model library is
 the passes over memory in between: on a CPU these cost more than the matrix products of a small model.

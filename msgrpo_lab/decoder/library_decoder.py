@@ -1,4 +1,4 @@
-"""The decoder as the model library computes it: for models that `decoder.py` does not know, and as its reference.
+"""The decoder as the model library computes it: for models that `block_decoder.py` does not know, and as its reference.
 
 Levels of a plan are read one after the other, each behind a key-value cache of those before it, with gradients.
 """

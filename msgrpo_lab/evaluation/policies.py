@@ -1,4 +1,4 @@
-"""Language models as contenders: untrained, with an adapter, or with all weights trained."""
+"""Policies as contenders: reference players, language models and remote servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results for people and for scripts: Markdown, JSON, and all episodes in one Parquet file."""
+"""Results for people and for scripts: Markdown, JSON, MLflow, and all episodes in one Parquet file."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Played:
     surprise: Float[np.ndarray, " E"]
     """−Σ log p of an episode's completion tokens, nats; nan where no log-probability is known, or none was drawn by."""
     action_entropy: float
-    """Nats, mean over turns (`rollout.metrics.action_entropy`); nan where it is not defined."""
+    """Nats, mean over turns (`rollout.collect.action_entropy`); nan where it is not defined."""
 
     @classmethod
     def of(cls, rollout: RolloutBatch, *, drawn: bool, constrained: bool) -> Played:

@@ -1,4 +1,4 @@
-"""Trained weights in a folder, as `LanguagePolicy.save` writes them: what they are, and how they get into a policy."""
+"""Trained policies: folders of weights, checkpoints and tracked runs, and how they get into a policy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Policy gradients in action-logit space, one row an episode or a group, and how they point in resampled batches.
 
-The gradient that advantages induce is that of `oracle.gradients.induced_gradient`, kept apart by episode, so that any
+The gradient that advantages induce is that of `oracle.lake_values.induced_gradient`, kept apart by episode, so that any
 batch drawn from the same episodes is a sum of rows.
 
 Axes: E episodes, G groups, N played turns, X texts, B answers, D = X·B logits, R resamples.

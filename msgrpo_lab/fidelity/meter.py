@@ -64,7 +64,7 @@ DRAWN_SCORES: Mapping[str, tuple[float, float]] = {
     "inclusion_bias": ANY,
 }
 """What is measured of a sampler beside these: the cosine between the drawn episodes' gradient and the whole pool's
-under the same credit, the ratio of their norms (each a mean over episodes), and `sampler.diagnostics.diagnose`."""
+under the same credit, the ratio of their norms (each a mean over episodes), and `sampler.base.diagnose`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -167,7 +167,7 @@ def draw_repeatedly(
     num_episodes: int,
     rngs: Sequence[np.random.Generator],
 ) -> list[Selection]:
-    """What a sampler picks, once for each generator; `credit` with outcomes (`sampler.outcomes.with_outcomes`)."""
+    """What a sampler picks, once for each generator; `credit` with outcomes (`sampler.base.with_outcomes`)."""
     return [sampler(credit, batch.group_index, num_episodes, rng) for rng in rngs]
 
 

@@ -2,7 +2,7 @@
 
 A file holds every turn to the bit, and in its metadata the game's settings, the decoding rule and the sampling policy's
 action probabilities on every text of every map played. So any credit rule can be held against the exact values later,
-by dynamic programming alone. Columns and their meaning: `columns.py`.
+by dynamic programming alone. Columns and their meaning: `SCHEMA`.
 """
 
 from __future__ import annotations

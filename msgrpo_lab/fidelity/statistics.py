@@ -1,6 +1,6 @@
 """Agreement of estimated with exact advantages, on a batch and on resamples of its groups.
 
-Groups are what is independent in a rollout, so batches are resampled group by group (`estimate.py`). A resample is a
+Groups are what is independent in a rollout, so batches are resampled group by group. A resample is a
 row of weights, one a group; the batch itself is a row of ones. Every statistic here is computed for many rows at once.
 
 Axes: N played turns, G groups, R resamples.

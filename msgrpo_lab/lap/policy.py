@@ -1,7 +1,7 @@
 """The policy π_θ: a causal language model, with a LoRA adapter or all of its weights trained.
 
 Only the decoder stack and the rows of the output projection that are needed are run: hidden states at the positions
-where a token is predicted (*nodes*, see `rows.py`), projected onto the tokens that decoding may choose from.
+where a token is predicted (*nodes*, see `decoder.plan`), projected onto the tokens that decoding may choose from.
 """
 
 from __future__ import annotations

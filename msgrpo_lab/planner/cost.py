@@ -1,6 +1,6 @@
-"""Peak memory of a training process, part by part.
+"""What a training process costs: model size, peak memory part by part, and hours on devices.
 
-What autograd keeps of a layer follows from `lap.projections` and `lap.kernels` and is counted; a test holds it against
+What autograd keeps of a layer follows from `decoder.kernels` and is counted; a test holds it against
 what is really saved. What allocators add to it was measured; `HEAP_GROWTH` and the others say where.
 """
 
@@ -56,7 +56,7 @@ class ModelSize:
 
     @property
     def update_flops_per_token(self) -> int:
-        """Forward and backward operations of the matrices a token, as `lap.work` counts them."""
+        """Forward and backward operations of the matrices a token, as `lap.policy` counts them."""
         base = 4 if self.has_adapter else 6
         return base * self.matrix_parameters + 6 * self.adapter_parameters
 
@@ -394,7 +394,7 @@ def hours(size: ModelSize, work: Workload, device: Device, *, fast: bool) -> Hou
 
 
 def update_flops(size: ModelSize, work: Workload, part: Pass) -> float:
-    """Model operations of one pass, as `lap.work.update_work` counts them."""
+    """Model operations of one pass, as `lap.policy.update_work` counts them."""
     head = 4 if size.has_adapter else 6
     columns, finding = (work.columns, 0) if work.candidates is None else (work.candidates, 2 * work.columns)
     projection = (head * columns + finding) * size.hidden * part.nodes

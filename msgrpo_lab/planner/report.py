@@ -1,4 +1,4 @@
-"""A plan for people, and for scripts."""
+"""A plan for people and for scripts: kinds of jobs, their totals, Markdown and JSON."""
 
 from __future__ import annotations
 

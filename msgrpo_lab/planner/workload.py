@@ -1,6 +1,6 @@
 """How much there is to do: episodes, turns and tokens of a rollout, an update and an evaluation.
 
-Counted on a rollout of the configuration's own size that a random player plays; see `play.py`.
+Counted on a rollout of the configuration's own size that a random player plays.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Workload:
     columns: int
     """Tokens that decoding may choose from."""
     candidates: int | None
-    """Tokens that top-k is decided among, where only their logits are made (`lap.vocabulary.top_logits`)."""
+    """Tokens that top-k is decided among, where only their logits are made (`decoder.decoding.top_logits`)."""
     whole_distribution: bool
     """Log-probabilities are taken of whole rows of the vocabulary (free decoding with top-p, or with a large top-k)."""
     constrained: bool

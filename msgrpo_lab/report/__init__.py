@@ -1,1 +1,1 @@
-"""report."""
+"""A sweep read from tracking: its runs, curves, comparisons, tables and card."""

@@ -1,4 +1,4 @@
-"""What MLflow holds of a sweep: its parent run and its jobs, with the numbers that a card tells."""
+"""What MLflow holds of a sweep: its parent run, its jobs and their metrics, for the card and for figures."""
 
 from __future__ import annotations
 

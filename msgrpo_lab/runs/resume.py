@@ -1,4 +1,4 @@
-"""What a job is to do in its folder: nothing, go on from a checkpoint, or start."""
+"""What a job does in its folder: nothing, go on from a checkpoint, or start; and whether a checkpoint is this run's."""
 
 from __future__ import annotations
 

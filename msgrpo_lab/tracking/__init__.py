@@ -1,1 +1,1 @@
-"""tracking."""
+"""Runs in MLflow or as CSV: opened, logged, closed, and delivered later where the store did not answer."""

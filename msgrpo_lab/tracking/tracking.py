@@ -7,7 +7,7 @@
 
 Once a run is open, a store that fails costs no metric and no run: see `outbox.Outbox`.
 
-A sweep is one parent run with a child a job; `multirun.SweepParent` makes the parent.
+A sweep is one parent run with a child a job; `sweep.SweepParent` makes the parent.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Lightning module: the policy, its loss, and one optimiser step a batch.
 
-What differs from a textbook step: the batch is split into forward passes over *distinct* rows (see `lap/rows.py`), each
+What differs from a textbook step: the batch is split into forward passes over *distinct* rows (see `decoder/plan.py`), each
 of which adds its share to the gradient of one whole-batch loss; so the step is the same for any split, to rounding.
 """
 

@@ -1,1 +1,1 @@
-"""remote."""
+"""The engine on an OpenAI-compatible server."""

@@ -1,6 +1,6 @@
 """The engine of remote models: any server that speaks OpenAI's chat completions.
 
-What differs from an engine in this process: the server tokenises, so a prompt is a chat (`lap.chat.ChatBytes`) and the
+What differs from an engine in this process: the server tokenises, so a prompt is a chat (`dialect.ChatBytes`) and the
 tokens of an answer are counted but not known; and the server draws, so a sampled answer can be made again only where it
 honours the request's seed. Its completions serve evaluation; training refuses this engine.
 """
@@ -50,7 +50,7 @@ class OpenAIEngine:
     Args:
         base_url: address of the API; usually ends in /v1.
         model: the name by which the server knows the model; None until `for_model` names one.
-        server: the kind of server, which decides how a decoding rule is written (`openai_dialect`).
+        server: the kind of server, which decides how a decoding rule is written (`dialect.py`).
         api_key_env: environment variable that holds the key; None, or one that is not set, sends none.
         concurrency: requests under way at a time, at most.
         request_timeout_s: seconds one attempt may take.
