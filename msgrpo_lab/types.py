@@ -146,9 +146,9 @@ class Credit:
     episode_adv: Float[np.ndarray, " E"]
     """The episode-level advantage that samplers weight by."""
     episode_return: Float[np.ndarray, " E"] | None = None
-    """R_i in the unit of the reward, with shaping and penalties; for samplers, filled by `sampler.base.with_outcomes`."""
+    """R_i in the unit of the reward, with shaping and penalties; for samplers, filled by `with_outcomes`."""
     episode_success: Bool[np.ndarray, " E"] | None = None
-    """Whether each episode met its game's success criterion; for samplers, filled by `sampler.base.with_outcomes`."""
+    """Whether each episode met its game's success criterion; for samplers, filled by `with_outcomes`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

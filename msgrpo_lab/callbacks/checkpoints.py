@@ -1,4 +1,4 @@
-"""Checkpoints and adapters while a run trains: put back at its start, written between epochs, taken up on a roll-back."""
+"""Checkpoints and adapters while a run trains: put back at its start, written between epochs, taken up again."""
 
 # ruff: noqa: ARG002  (Lightning fixes the signatures)
 
