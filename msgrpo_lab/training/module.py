@@ -1,7 +1,7 @@
 """The Lightning module: the policy, its loss, and one optimiser step a batch.
 
-What differs from a textbook step: the batch is split into forward passes over *distinct* rows (`decoder/plan.py`), each of
-which adds its share to the gradient of one whole-batch loss; so the step is the same for any split, to rounding.
+What differs from a textbook step: the batch is split into forward passes over *distinct* rows (`decoder/plan.py`), each
+of which adds its share to the gradient of one whole-batch loss; so the step is the same for any split, to rounding.
 """
 
 from __future__ import annotations
