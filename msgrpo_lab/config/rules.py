@@ -336,6 +336,8 @@ def _mistakes(looked_at: str) -> tuple[Mistake, ...]:
     tree = json.loads(looked_at)
     model = tree["model"]
     source = instantiate(model["source"]) if model.get("path") is None else LocalModel(path=model["path"])
+    if not hasattr(source, "outline"):
+        return ()
     try:
         outline = source.outline()
     except (ModelSourceError, OSError):

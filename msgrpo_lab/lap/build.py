@@ -99,6 +99,8 @@ def load_adapter(policy: LanguagePolicy, folder: Path) -> None:
 
 def _config_of(source: ModelSource) -> PretrainedConfig | None:
     """The model's configuration, or None where it cannot be had before the model itself."""
+    if not hasattr(source, "outline"):
+        return None
     try:
         config: PretrainedConfig = source.outline().config
     except ModelSourceError:
@@ -138,6 +140,8 @@ def outline_model(
         ValueError: LoRA targets that the model does not have.
     """
     source = source if path is None else LocalModel(path=path)
+    if not hasattr(source, "outline"):
+        raise ModelSourceError(f"model.source={type(source).__name__}: has no outline(), so its size is not known")
     config, tokenizer = source.outline()
     dtype = choose_precision(precision, config).dtype
     make: Any = AutoModelForCausalLM

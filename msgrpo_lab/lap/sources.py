@@ -109,7 +109,10 @@ class ModelSource(Protocol):
         ...
 
     def outline(self) -> Outline:
-        """What `load` would give, without weights and without the network. Raises `ModelSourceError` if it cannot."""
+        """What `load` would give, without weights and without the network. Raises `ModelSourceError` if it cannot.
+
+        A source may leave it out: nothing is then checked before the model is loaded, and no plan can be made.
+        """
         ...
 
 
