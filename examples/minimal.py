@@ -79,7 +79,7 @@ def main(updates: int, seed: int = 0) -> list[float]:
         for plan in policy.plan(batch, trie, 4096, "tree"):  # forward passes over distinct tokens
             part = select_columns(batch, plan.columns).select(torch.from_numpy(plan.samples))
             logprobs, entropy = policy.token_stats(plan, trie, sampling, plan.columns)
-            loss(logprobs, entropy, part).loss.backward()
+            torch.autograd.backward(loss(logprobs, entropy, part).loss)
         torch.nn.utils.clip_grad_norm_(policy.trainable_parameters(), 1.0)
         optimizer.step()
         if update % 10 == 9:

@@ -23,6 +23,8 @@ def run(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_example_passes_the_conformance_tests_of_its_kind(tmp_path: Path) -> None:
     """As a contributor has it who puts the YAML files into `conf/`."""
     for name in ("conf", "examples", "msgrpo_lab", "tests"):
