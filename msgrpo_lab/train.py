@@ -5,7 +5,6 @@ python -m msgrpo_lab.train -m sampler=uniform,abs_adv env=snake,frozenlake
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import signal
@@ -16,30 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from msgrpo_lab import __version__
-from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption, best_of
-from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
-from msgrpo_lab.callbacks.progress import StopCheck
 from msgrpo_lab.config import check_command_line, conf_dir
 from msgrpo_lab.config.command_line import runs_jobs
 from msgrpo_lab.messages import one_line
-from msgrpo_lab.runs.checkpoint import CheckpointError, Snapshot
+from msgrpo_lab.runs.checkpoint import CheckpointError
 from msgrpo_lab.runs.folder import RunFolderError, RunRecord, RunStatus, lock_folder, note_failure
 from msgrpo_lab.runs.jobs import DRY_RUN, print_dry_run, with_folder
 from msgrpo_lab.runs.last_folder import remember_run
-from msgrpo_lab.runs.resume import Beginning
 from msgrpo_lab.runs.stopping import Stopped, Stopping
-from msgrpo_lab.tracking.logger import RunLogger
-from msgrpo_lab.training.assemble import Lab, component
-from msgrpo_lab.training.state import load_trainable
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -91,7 +79,7 @@ def _train(config: DictConfig, folder: Path, begin: Beginning, plain: dict[str, 
     # Heavy imports wait until the command line has been found right.
     import torch
 
-    from msgrpo_lab.train import fit, with_precision_of
+    from msgrpo_lab.callbacks.fit import fit, with_precision_of
     from msgrpo_lab.training.assemble import build_lab, component
     from msgrpo_lab.training.heap import keep_freed_memory
 
@@ -229,88 +217,3 @@ def _main(given: list[str]) -> Any:
 
 if __name__ == "__main__":
     main()
-
-
-PRECISION_TAG = "msgrpo.precision"
-"""Tag of a run: the number type it computed in."""
-
-
-def fit(
-    config: DictConfig,
-    lab: Lab,
-    *,
-    logger: Logger,
-    folder: Path,
-    begin: Beginning,
-    plain: dict[str, Any],
-    stopping: Stopping,
-) -> float:
-    """Trains, and keeps what was trained.
-
-    Args:
-        config: the run's configuration.
-        lab: what it was assembled to.
-        logger: of the tracked run.
-        folder: of the run.
-        begin: where to begin.
-        plain: the configuration as plain values, for checkpoints.
-        stopping: tells whether a signal has come.
-
-    Returns:
-        The last evaluation's sampled return.
-    """
-    choices = {str(group): choice for group, choice in HydraConfig.get().runtime.choices.items()}
-    evaluation: HeldOutEvaluation = component(config.evaluation, scenario=choices["env"])
-    adapter = AdapterKeeper(folder=folder, evaluation=evaluation)
-    precision = str(lab.policy.compute_dtype).removeprefix("torch.")
-    origin = {
-        "config": plain,
-        "choices": choices,
-        "run_id": getattr(logger, "run_id", None),
-        "versions": {"msgrpo_lab": __version__, "torch": str(torch.__version__)},
-        "precision": precision,
-    }
-    if isinstance(logger, RunLogger):
-        logger.set_tag(PRECISION_TAG, precision)
-    if lab.policy.product_speed is not None:
-        speed = lab.policy.product_speed._asdict()
-        logger.log_metrics({f"perf/product_gflops_{name}": rate for name, rate in speed.items()}, step=0)
-    keeper = CheckpointKeeper(
-        folder=folder,
-        origin=origin,
-        adapter=adapter,
-        every=config.checkpoint.every,
-        keep_last=config.checkpoint.keep_last,
-    )
-    if begin.snapshot is not None and begin.snapshot.epoch >= config.trainer.max_epochs:
-        return _wind_up(begin.snapshot, lab, evaluation, adapter, logger)
-    named: list[L.Callback] = [component(node) for node in (config.callbacks or {}).values() if node is not None]
-    resumed = [] if begin.snapshot is None else [Resumption(snapshot=begin.snapshot, adapter=adapter)]
-    callbacks = [*resumed, StopCheck(stopping), *named, evaluation, adapter, keeper]
-    trainer: L.Trainer = component(config.trainer, logger=logger, callbacks=callbacks, default_root_dir=str(folder))
-    trainer.fit(lab.module, datamodule=lab.data)
-    return float(evaluation.latest_return)
-
-
-def with_precision_of(snapshot: Snapshot | None, config: DictConfig) -> DictConfig:
-    """The configuration, with the number type that a checkpoint's run computed in where `model.precision` is auto."""
-    precision = None if snapshot is None else snapshot.state.get("precision")
-    if precision is None or config.model.precision != "auto":
-        return config
-    config = copy.deepcopy(config)
-    config.model.precision = precision
-    return config
-
-
-def _wind_up(
-    snapshot: Snapshot, lab: Lab, evaluation: HeldOutEvaluation, adapter: AdapterKeeper, logger: Logger
-) -> float:
-    """The end of a run that was killed after its last epoch and before its adapter was kept."""
-    load_trainable(lab.policy, snapshot.weights)
-    states = snapshot.state["callbacks"]
-    for callback in (evaluation, adapter):
-        if callback.state_key in states:
-            callback.load_state_dict(states[callback.state_key])
-    adapter.best = best_of(snapshot)
-    adapter.keep(lab.policy, [logger])
-    return float(evaluation.latest_return)

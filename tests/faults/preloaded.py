@@ -8,6 +8,6 @@ import peft
 import torch
 import transformers
 
-import msgrpo_lab.train
+import msgrpo_lab.callbacks.fit
 
 __all__ = ["hydra", "lightning", "mlflow", "msgrpo_lab", "peft", "torch", "transformers"]

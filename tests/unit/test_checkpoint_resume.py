@@ -12,9 +12,9 @@ from lab_made import Memory, composed, fit, small_lab
 
 from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
+from msgrpo_lab.callbacks.fit import with_precision_of
 from msgrpo_lab.callbacks.watchdogs import Watchdogs
 from msgrpo_lab.runs.checkpoint import FOLDER, CheckpointError, Snapshot, checkpoints, newest, read_checkpoint
-from msgrpo_lab.train import with_precision_of
 from msgrpo_lab.training.assemble import Lab
 from msgrpo_lab.training.state import load_policy_weights, trainable
 
