@@ -1,1 +1,1 @@
-"""From tracked runs to figures: `load` and `evaluations` read MLflow, `cells` and `curves` aggregate, `plots` draws."""
+"""From tracked runs to figures: `msgrpo_lab.report` and `evaluations` read MLflow, `plots` draws, `table` writes."""

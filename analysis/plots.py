@@ -21,10 +21,10 @@ from analysis.evaluations import MATCHING, NO_EVALUATIONS, as_references, load_e
 from analysis.figures import transfer_matrix
 from analysis.sheet import paper_style
 from analysis.style import Drawing
+from analysis.table import write_table
 from analysis.training_figures import efficiency
 from msgrpo_lab.report.curves import join, label_methods
 from msgrpo_lab.report.sweep import LATEST, NO_PARENT, TrackingError, copy_cards, keep_finished, load_metrics, load_runs
-from msgrpo_lab.report.table import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES: dict[str, Callable[[pd.DataFrame], Drawing | None]] = {

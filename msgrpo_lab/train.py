@@ -23,8 +23,7 @@ from omegaconf import DictConfig
 from msgrpo_lab.config import check_command_line, conf_dir
 from msgrpo_lab.config.command_line import runs_jobs
 from msgrpo_lab.messages import one_line
-from msgrpo_lab.runs.checkpoint import CheckpointError
-from msgrpo_lab.runs.folder import RunFolderError, RunRecord, RunStatus, lock_folder, note_failure
+from msgrpo_lab.runs.folder import CheckpointError, RunFolderError, RunRecord, RunStatus, lock_folder, note_failure
 from msgrpo_lab.runs.jobs import DRY_RUN, print_dry_run, with_folder
 from msgrpo_lab.runs.last_folder import remember_run
 from msgrpo_lab.runs.stopping import Stopped, Stopping
@@ -79,7 +78,7 @@ def _train(config: DictConfig, folder: Path, begin: Beginning, plain: dict[str, 
     # Heavy imports wait until the command line has been found right.
     import torch
 
-    from msgrpo_lab.callbacks.fit import fit, with_precision_of
+    from msgrpo_lab.callbacks.fit import fit, going_on_from
     from msgrpo_lab.training.assemble import build_lab, component
     from msgrpo_lab.training.heap import keep_freed_memory
 
@@ -99,7 +98,7 @@ def _train(config: DictConfig, folder: Path, begin: Beginning, plain: dict[str, 
             record = RunRecord(status="RUNNING", run_id=getattr(logger, "run_id", None), config=plain)
             record.write(folder)
             try:
-                lab = build_lab(with_precision_of(begin.snapshot, config))
+                lab = build_lab(going_on_from(begin.snapshot, config))
             except (ValueError, OSError, InstantiationException) as error:
                 # What only the model itself can tell: a damaged file, LoRA targets it does not have.
                 raise CannotStart(str(innermost(error))) from error

@@ -84,13 +84,17 @@ def fit(
     return float(evaluation.latest_return)
 
 
-def with_precision_of(snapshot: Snapshot | None, config: DictConfig) -> DictConfig:
-    """The configuration, with the number type that a checkpoint's run computed in where `model.precision` is auto."""
-    precision = None if snapshot is None else snapshot.state.get("precision")
-    if precision is None or config.model.precision != "auto":
+def going_on_from(snapshot: Snapshot | None, config: DictConfig) -> DictConfig:
+    """The configuration as a checkpoint wants it: with the number type its run computed in, and without the adapter
+    that its run began with, whose place its own weights take."""
+    if snapshot is None:
         return config
     config = copy.deepcopy(config)
-    config.model.precision = precision
+    precision = snapshot.state.get("precision")
+    if precision is not None and config.model.precision == "auto":
+        config.model.precision = precision
+    if config.model.get("adapter") is not None:
+        config.model.adapter = None
     return config
 
 

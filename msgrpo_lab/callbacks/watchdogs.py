@@ -16,7 +16,7 @@ import lightning as L
 import torch
 
 from msgrpo_lab.callbacks.checkpoints import CheckpointKeeper
-from msgrpo_lab.runs.checkpoint import CheckpointError
+from msgrpo_lab.runs.folder import CheckpointError
 from msgrpo_lab.tracking.logger import RunLogger
 from msgrpo_lab.tracking.run import STOPPED_TAG
 from msgrpo_lab.training.module import LAPModule

@@ -262,7 +262,8 @@ def _check_files(tree: Mapping[str, Any]) -> Iterator[Mistake]:
         problem = f"there is no config.json in {found}" if found.exists() and path else f"there is nothing at {found}"
         remedy = "give the folder of a model saved with save_pretrained, or leave the key out"
         yield Mistake("model.path", path, problem, remedy)
-    yield from _check_adapter_folder(section(tree, "model"))
+    if tree.get("resume") is None and tree.get("ckpt_path") is None:  # a checkpoint holds what the adapter became
+        yield from _check_adapter_folder(section(tree, "model"))
     for key, folder in section(tree, "paths").items():
         if isinstance(folder, str) and not folder.strip():
             yield Mistake(f"paths.{key}", folder, "must not be empty", "give a folder, or leave the key out")
@@ -294,12 +295,15 @@ def _check_adapter_folder(model: Mapping[str, Any]) -> Iterator[Mistake]:
     try:
         saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         shape = {"lora_rank": saved["r"], "lora_alpha": saved["lora_alpha"]}
+        if isinstance(model.get("lora_targets"), list):
+            shape["lora_targets"] = sorted(saved["target_modules"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"its adapter_config.json is damaged ({type(error).__name__})"
         yield Mistake("model.adapter", adapter, problem, "copy the folder again")
         return
     for key, value in shape.items():
-        if key in model and model[key] != value:
+        given = model.get(key, value)
+        if (sorted(given) if isinstance(given, list) else given) != value:
             remedy = f"set model.{key}={value}, or leave model.adapter out"
             yield Mistake("model.adapter", adapter, f"has {key}={value}, and model.{key} is {model.get(key)}", remedy)
 

@@ -42,7 +42,7 @@ SHAPES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 MODEL_IS_READ = frozenset({"model", "prompt", "env", "rollout", "update", "trainer"})
 """Sections of a configuration that trains a model, whose shape and tokenizer are then looked at."""
-_INTERPOLATED = re.compile(r"\$\{([\w.]+)\}")
+_INTERPOLATED = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)")
 
 SUPPLIED: Mapping[str, frozenset[str]] = {}
 """Parameters that the program passes when it instantiates a group, by group."""

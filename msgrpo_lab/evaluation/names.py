@@ -81,6 +81,8 @@ class Directory:
 
     def _base(self, label: str, spec: PolicySpec, model: str) -> Contender:
         _check_source(spec.model)
+        if spec.model.get("adapter") is not None:
+            raise ValueError("model.adapter is for training; the folder is a policy itself, give policy=<folder>")
         return language_contender(
             label=label,
             kind="base",

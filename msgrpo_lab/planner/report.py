@@ -200,7 +200,7 @@ PARTS: Mapping[str, str] = {
     "episodes": "episodes and batch",
     "allocator": "held by the allocator",
 }
-"""Fields of `Memory` as people read them."""
+"""Fields of `MemoryEstimate` as people read them."""
 
 
 def totals(cell: JobKind) -> dict[str, tuple[float, float]]:

@@ -1,1 +1,1 @@
-"""Rollouts: engines that complete prompts, and the loop that plays episodes with them."""
+"""Rollouts: the loop that plays episodes with an engine, and what it says of them."""

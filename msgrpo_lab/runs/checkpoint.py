@@ -30,11 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from msgrpo_lab.files import sync
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message is one line that names the file and why."""
-
+from msgrpo_lab.runs.folder import CheckpointError
 
 FORMAT = 1
 """Version of this layout; a reader refuses any other."""

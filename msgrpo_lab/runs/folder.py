@@ -18,6 +18,10 @@ FAILURE = "failure.txt"
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message is one line that names the file and why."""
+
+
 class RunFolderError(ValueError):
     """A run's folder cannot be used; the message is one line."""
 

@@ -13,8 +13,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from msgrpo_lab.config.command_line import CommandLine, command_line
 from msgrpo_lab.config.rules import TRACKED
 from msgrpo_lab.messages import one_line
-from msgrpo_lab.runs.checkpoint import CheckpointError
-from msgrpo_lab.runs.folder import RunFolderError, is_held
+from msgrpo_lab.runs.folder import CheckpointError, RunFolderError, is_held
 from msgrpo_lab.runs.last_folder import digest, last_folder
 
 DRY_RUN = "--dry-run"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from msgrpo_lab.messages import one_line, show
-from msgrpo_lab.runs.checkpoint import FOLDER, CheckpointError, Snapshot, checkpoints, newest, read_checkpoint
-from msgrpo_lab.runs.folder import RunFolderError, RunRecord, read_record
+from msgrpo_lab.runs.checkpoint import FOLDER, Snapshot, checkpoints, newest, read_checkpoint
+from msgrpo_lab.runs.folder import CheckpointError, RunFolderError, RunRecord, read_record
 
 FREE = (
     "callbacks",  # they look on, and may be added to a run or relaxed
@@ -28,7 +28,6 @@ FREE = (
 """Beginnings of the keys that a run may be continued with another value of."""
 SHOWN = 5
 """Keys that a refusal names."""
-_ABSENT = object()
 
 
 def check_same_run(then: Mapping[str, Any], now: Mapping[str, Any], source: str) -> None:
@@ -57,13 +56,13 @@ def check_same_run(then: Mapping[str, Any], now: Mapping[str, Any], source: str)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The keys that matter and differ, with both values; None stands for an absent one."""
+    """The keys that matter and differ, with both values; an absent key and null are one."""
     old, new = dict(_leaves(then)), dict(_leaves(now))
     constant = old.get("optim.schedule") == new.get("optim.schedule") == "constant"
     for key in sorted(old.keys() | new.keys()):
         if key.startswith(FREE) or (key == "trainer.max_epochs" and constant):
             continue
-        if old.get(key, _ABSENT) != new.get(key, _ABSENT):
+        if old.get(key) != new.get(key):
             yield key, old.get(key), new.get(key)
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from msgrpo_lab.lap.policy import LanguagePolicy
-from msgrpo_lab.runs.checkpoint import CheckpointError, Snapshot, Tensors, read_checkpoint
+from msgrpo_lab.runs.checkpoint import Snapshot, Tensors, read_checkpoint
+from msgrpo_lab.runs.folder import CheckpointError
 from msgrpo_lab.training.data import RolloutDataModule
 from msgrpo_lab.training.module import LAPModule
 
@@ -24,7 +25,7 @@ from msgrpo_lab.training.module import LAPModule
 def capture(
     trainer: L.Trainer, module: LAPModule, *, epoch: int, origin: Mapping[str, Any], best: Tensors | None = None
 ) -> Snapshot:
-    """The state of a run that has done `epoch` epochs. Weights are the live tensors: `detached` copies them.
+    """The state of a run that has done `epoch` epochs. Weights are the live tensors: `detach` copies them.
 
     `state` holds:
 

@@ -16,8 +16,8 @@ from analysis_synthetic import EVAL_EVERY, GRID, REFERENCES, UPDATES, Job, curve
 from analysis import figures, training_figures
 from analysis.plots import FIGURES, main
 from analysis.sheet import paper_style
+from analysis.table import render
 from msgrpo_lab.report.curves import MODES, OVER_EPISODES, join, label_methods, score_metric
-from msgrpo_lab.report.table import render
 
 SCRIPT = Path(__file__).parents[2] / "analysis" / "plots.py"
 

@@ -7,9 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from msgrpo_lab.intervals import NO_INTERVAL, Interval
-from msgrpo_lab.report.curves import join, label_methods
-from msgrpo_lab.report.table import (
+from analysis.table import (
     duration,
     markdown_table,
     number,
@@ -18,6 +16,8 @@ from msgrpo_lab.report.table import (
     with_interval,
     write_table,
 )
+from msgrpo_lab.intervals import NO_INTERVAL, Interval
+from msgrpo_lab.report.curves import join, label_methods
 
 
 def make_points(jobs, values):

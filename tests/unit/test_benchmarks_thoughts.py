@@ -151,7 +151,7 @@ def test_every_request_has_the_whole_decoding_rule_and_each_measurement_a_memory
 ) -> None:
     address, seen = server
     rule = ("rollout.sampling.temperature=0.7", "rollout.sampling.top_k=2", "rollout.sampling.max_new_tokens=6")
-    tags = ("prompt.parser._target_=msgrpo_lab.lap.parser.ActionTagParser", "prompt.examples=[]", "prompt.stop=[x]")
+    tags = ("prompt.parser._target_=msgrpo_lab.lap.prompt.ActionTagParser", "prompt.examples=[]", "prompt.stop=[x]")
     lab = build_lab(configuration(small_cell(None, *rule, *tags), FAST))
     begin = served(OpenAI(base_url=f"{address}/v1", api_key="none"), "base", lab)
     for seed, turns in enumerate(([[ids(1, 2), ids(3)], [ids(4)]], [[ids(1, 2)]])):

@@ -12,9 +12,10 @@ from lab_made import Memory, composed, fit, small_lab
 
 from msgrpo_lab.callbacks.checkpoints import AdapterKeeper, CheckpointKeeper, Resumption
 from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
-from msgrpo_lab.callbacks.fit import with_precision_of
+from msgrpo_lab.callbacks.fit import going_on_from
 from msgrpo_lab.callbacks.watchdogs import Watchdogs
-from msgrpo_lab.runs.checkpoint import FOLDER, CheckpointError, Snapshot, checkpoints, newest, read_checkpoint
+from msgrpo_lab.runs.checkpoint import FOLDER, Snapshot, checkpoints, newest, read_checkpoint
+from msgrpo_lab.runs.folder import CheckpointError
 from msgrpo_lab.training.assemble import Lab
 from msgrpo_lab.training.state import load_policy_weights, trainable
 
@@ -195,7 +196,9 @@ def test_a_resumed_run_computes_in_its_checkpoints_number_type() -> None:
     """What `auto` measures can change from one process to the next; a run's number type may not."""
     kept = Snapshot(weights={}, optimizer={}, state={"precision": "bfloat16"})
     automatic, explicit = composed(), composed("model.precision=float32")
-    assert with_precision_of(kept, automatic).model.precision == "bfloat16"
+    assert going_on_from(kept, automatic).model.precision == "bfloat16"
     assert automatic.model.precision == "auto", "the run's own configuration stays as it was written"
-    assert with_precision_of(kept, explicit).model.precision == "float32"
-    assert with_precision_of(None, automatic) is automatic
+    assert going_on_from(kept, explicit).model.precision == "float32"
+    assert going_on_from(None, automatic) is automatic
+    begun = composed("model.adapter=somewhere", "resume=auto")
+    assert going_on_from(kept, begun).model.adapter is None, "the checkpoint's weights take its place"

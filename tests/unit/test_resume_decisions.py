@@ -11,8 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from msgrpo_lab.runs.checkpoint import FOLDER, WEIGHTS, CheckpointError, Snapshot, write_checkpoint
-from msgrpo_lab.runs.folder import LOCK, RECORD, RunFolderError, RunRecord, is_held, lock_folder, read_record
+from msgrpo_lab.runs.checkpoint import FOLDER, WEIGHTS, Snapshot, write_checkpoint
+from msgrpo_lab.runs.folder import (
+    LOCK,
+    RECORD,
+    CheckpointError,
+    RunFolderError,
+    RunRecord,
+    is_held,
+    lock_folder,
+    read_record,
+)
 from msgrpo_lab.runs.last_folder import digest, last_folder, remember
 from msgrpo_lab.runs.resume import Beginning, beginning, differences
 
@@ -171,9 +180,9 @@ def test_a_damaged_record_is_told_in_one_line(tmp_path: Path) -> None:
 def test_two_processes_never_train_into_one_folder(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from msgrpo_lab.runs.folder import held
+from msgrpo_lab.runs.folder import lock_folder
 import sys
-with held(Path({str(tmp_path)!r})):
+with lock_folder(Path({str(tmp_path)!r})):
     print("held", flush=True)
     sys.stdin.read()
 """
