@@ -20,7 +20,6 @@ from msgrpo_lab.callbacks.evaluation import HeldOutEvaluation
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.runs.checkpoint import (
     FOLDER,
-    CheckpointError,
     Snapshot,
     checkpoints,
     clear_leftovers,
@@ -28,7 +27,7 @@ from msgrpo_lab.runs.checkpoint import (
     prune,
     write_checkpoint,
 )
-from msgrpo_lab.runs.folder import RunFolderError
+from msgrpo_lab.runs.folder import CheckpointError, RunFolderError
 from msgrpo_lab.tracking.database import reason_of
 from msgrpo_lab.tracking.logger import RunLogger
 from msgrpo_lab.training.module import LAPModule
