@@ -108,7 +108,7 @@ def test_there_are_configured_rules():
 
 
 def configured(name):
-    config = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    config = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=True)
     del config["_target_"]
     return config
 
