@@ -282,30 +282,24 @@ def _check_files(tree: Mapping[str, Any]) -> Iterator[Mistake]:
 
 
 def _check_adapter_folder(model: Mapping[str, Any]) -> Iterator[Mistake]:
-    """An adapter that training goes on from: it is there, and has the shape that is to be trained."""
-    adapter = model.get("adapter")
-    if not isinstance(adapter, str):
-        return
-    folder = Path(adapter).expanduser()
-    missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
-    if missing:
-        problem = f"there is no {missing[0]} in {folder.resolve()}"
-        yield Mistake("model.adapter", adapter, problem, "give adapter/best of a run, or leave the key out")
+    """An adapter that training goes on from: it is whole, of this base model, and of the shape that is trained."""
+    from msgrpo_lab.lap.adapter import read_adapter
+
+    folder = model.get("adapter")
+    if not isinstance(folder, str):
         return
     try:
-        saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        shape = {"lora_rank": saved["r"], "lora_alpha": saved["lora_alpha"]}
-        if isinstance(model.get("lora_targets"), list):
-            shape["lora_targets"] = sorted(saved["target_modules"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"its adapter_config.json is damaged ({type(error).__name__})"
-        yield Mistake("model.adapter", adapter, problem, "copy the folder again")
+        adapter = read_adapter(Path(folder).expanduser())
+        if isinstance(model.get("source"), Mapping):
+            adapter.check_base(model)
+    except ValueError as error:
+        yield Mistake("model.adapter", folder, str(error), "or leave the key out")
         return
-    for key, value in shape.items():
+    for key, value in adapter.shape.items():
         given = model.get(key, value)
-        if (sorted(given) if isinstance(given, list) else given) != value:
-            remedy = f"set model.{key}={value}, or leave model.adapter out"
-            yield Mistake("model.adapter", adapter, f"has {key}={value}, and model.{key} is {model.get(key)}", remedy)
+        if given != ALL_LINEAR and (sorted(given) if isinstance(given, list) else given) != value:
+            remedy = f"set model.{key}={show(value)}, or leave model.adapter out"
+            yield Mistake("model.adapter", folder, f"has {key}={show(value)}, and model.{key} is {show(given)}", remedy)
 
 
 ALL_LINEAR = "all-linear"

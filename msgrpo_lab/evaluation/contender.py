@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from msgrpo_lab.engines.base import RolloutEngine
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.prompt import PromptBuilder
 from msgrpo_lab.tsmg.base import TextGame
 from msgrpo_lab.types import Sampling
-
-if TYPE_CHECKING:
-    from msgrpo_lab.lap.policy import LanguagePolicy
-    from msgrpo_lab.lap.prompt import PromptBuilder
 
 Decoding = Literal["sampled", "greedy"]
 DECODINGS: tuple[Decoding, ...] = ("sampled", "greedy")

@@ -110,7 +110,7 @@ class Directory:
             weights = read_weights(self.runs.adapter(run, which))
             if weights is None:
                 raise ValueError(f"run {run.info.run_id} has no trained weights under adapter/{which}")
-            if weights.lora is not None:
+            if weights.adapter is not None:
                 _check_source(config["model"])
         except ValueError as error:
             raise ValueError(f"policy={label}: {error}") from error
@@ -145,8 +145,8 @@ class Directory:
                 raise ValueError(f"this folder holds no trained weights; {remedy}")
             players = ", ".join(closest_first(name, PLAYERS))
             raise ValueError(f"no such policy; {did_you_mean(name, [*PLAYERS, 'base'])}give {players}, {FORMS}")
-        if weights.lora is not None:
-            weights.check_base(self.spec.model)
+        if weights.adapter is not None:
+            weights.adapter.check_base(self.spec.model)
             _check_source(self.spec.model)
         return language_contender(
             label=name,

@@ -29,7 +29,6 @@ from msgrpo_lab.types import Sampling
 
 if TYPE_CHECKING:
     from msgrpo_lab.lap.policy import LanguagePolicy
-    from msgrpo_lab.lap.prompt import PromptBuilder
 
 REMOTE_ENGINE = "msgrpo_lab.engines.remote.engine.OpenAIEngine"
 """What the node of an engine of remote models names."""

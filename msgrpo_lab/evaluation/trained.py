@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
@@ -18,6 +17,8 @@ from yaml import YAMLError
 from msgrpo_lab.config.components import components
 from msgrpo_lab.evaluation.contender import Origin, PolicySpec
 from msgrpo_lab.files import check_manifest
+from msgrpo_lab.lap.adapter import CONFIG as ADAPTER_CONFIG
+from msgrpo_lab.lap.adapter import SavedAdapter, load_adapter, read_adapter
 from msgrpo_lab.messages import mask
 from msgrpo_lab.tracking.database import check_reachable, database_path, mlflow_module
 
@@ -72,8 +73,6 @@ def spec_of(config: Mapping[str, Any], *, engine: Mapping[str, Any], temperature
     )
 
 
-LORA_CONFIG = "adapter_config.json"
-LORA_WEIGHTS = "adapter_model.safetensors"
 MODEL_CONFIG = "config.json"
 
 
@@ -84,16 +83,14 @@ class Weights:
     folder: Path
     digest: str
     """SHA-256 of its configuration and weights."""
-    lora: Mapping[str, Any] | None
-    """Keys of a `model` node that make room for this adapter; None where all weights were trained."""
-    base: str = ""
-    """What the adapter says it was trained on; "" if it does not say."""
+    adapter: SavedAdapter | None = None
+    """None where all weights were trained."""
 
     def model_node(self, node: Mapping[str, Any]) -> dict[str, Any]:
         """A `model` node with room for these weights: its base with such an adapter, or the folder itself."""
-        if self.lora is None:
+        if self.adapter is None:
             return {**node, "path": str(self.folder), "lora_rank": None, "adapter": None}
-        return {**node, **self.lora, "seed": 0, "adapter": None}  # what the adapter begins as is overwritten
+        return {**node, **self.adapter.shape, "seed": 0, "adapter": None}  # what the adapter begins as is overwritten
 
     def put_into(self, policy: LanguagePolicy) -> None:
         """Gives the policy the adapter; where all weights were trained, it was read from them.
@@ -101,23 +98,8 @@ class Weights:
         Raises:
             ValueError: the file cannot be read, or is of another model; one line without the key.
         """
-        if self.lora is not None:
-            from msgrpo_lab.lap.build import load_adapter
-
+        if self.adapter is not None:
             load_adapter(policy, self.folder)
-
-    def check_base(self, node: Mapping[str, Any]) -> None:
-        """Refuses a base model that is, by its name, another one than the adapter's.
-
-        Raises:
-            ValueError: it is; one line without the key.
-        """
-        expected = _base_name(node)
-        found = Path(self.base).name
-        if self.lora is not None and expected and found and found != expected:
-            raise ValueError(
-                f"the adapter was trained on {found}, and the model is {expected}; give model=… of its own"
-            )
 
 
 def read_weights(folder: Path) -> Weights | None:
@@ -126,27 +108,13 @@ def read_weights(folder: Path) -> Weights | None:
     Raises:
         ValueError: it is one, and incomplete or damaged; one line without the key.
     """
-    if any((folder / name).is_file() for name in (LORA_CONFIG, MODEL_CONFIG)):
-        check_manifest(folder)
-    if (folder / LORA_CONFIG).is_file():
-        try:
-            config = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8"))
-            targets = config["target_modules"]
-            lora = {
-                "lora_rank": int(config["r"]),
-                "lora_alpha": int(config["lora_alpha"]),
-                "lora_targets": targets if isinstance(targets, str) else sorted(targets),
-            }
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / LORA_CONFIG} is damaged ({type(error).__name__}: {error})") from error
-        if not (folder / LORA_WEIGHTS).is_file():
-            raise ValueError(f"{folder} has no {LORA_WEIGHTS}; give a whole adapter folder")
-        base = str(config.get("base_model_name_or_path") or "")
-        return Weights(folder=folder, digest=folder_digest(folder), lora=lora, base=base)
+    if (folder / ADAPTER_CONFIG).is_file():
+        return Weights(folder=folder, digest=folder_digest(folder), adapter=read_adapter(folder))
     if (folder / MODEL_CONFIG).is_file():
+        check_manifest(folder)
         if not any(folder.glob("*.safetensors")):
             raise ValueError(f"{folder} has no *.safetensors; give a whole folder written by save_pretrained")
-        return Weights(folder=folder, digest=folder_digest(folder), lora=None)
+        return Weights(folder=folder, digest=folder_digest(folder))
     return None
 
 
@@ -157,16 +125,6 @@ def folder_digest(folder: Path) -> str:
         with path.open("rb") as stream:
             digest.update(path.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def _base_name(node: Mapping[str, Any]) -> str:
-    """The name that PEFT would know a configured base model by; "" where a name would tell nothing."""
-    source = node["source"]
-    if node.get("path") is not None:
-        return ""
-    if "repo" in source:
-        return Path(str(source["repo"])).name
-    return f"{source['distribution']}-{str(source['sha256'])[:16]}" if "distribution" in source else ""
 
 
 STATE = "state.json"

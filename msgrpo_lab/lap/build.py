@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from msgrpo_lab.files import check_manifest
+from msgrpo_lab.lap.adapter import load_adapter
 from msgrpo_lab.lap.policy import LanguagePolicy
 from msgrpo_lab.lap.precision import Precision, choose_precision
 from msgrpo_lab.lap.sources import LocalModel, ModelSource, ModelSourceError
@@ -63,38 +61,6 @@ def build_policy(
         except ValueError as error:
             raise ValueError(f"model.adapter={adapter}: {error}") from error
     return policy
-
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-
-def load_adapter(policy: LanguagePolicy, folder: Path) -> None:
-    """Puts a trained adapter in the place of the policy's own.
-
-    Raises:
-        ValueError: it cannot be read, or is of another model; one line.
-    """
-    path = folder / ADAPTER_WEIGHTS
-    try:
-        check_manifest(folder)
-        saved = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); copy it again") from error
-    # PEFT leaves the adapter's name out of what it saves.
-    wanted = {
-        name.replace(".default.", "."): parameter
-        for name, parameter in policy.model.named_parameters()
-        if parameter.requires_grad
-    }
-    odd = sorted(saved.keys() ^ wanted.keys()) or sorted(
-        name for name in wanted if wanted[name].shape != saved[name].shape
-    )
-    if odd:
-        problem = f"{path} is an adapter of another model: {len(odd)} of its tensors do not fit, {odd[0]} the first"
-        raise ValueError(f"{problem}; give model=… that it was trained on")
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(saved[name])
 
 
 def _config_of(source: ModelSource) -> PretrainedConfig | None:

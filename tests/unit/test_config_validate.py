@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,18 +213,28 @@ def test_a_folder_that_holds_a_model_passes(tmp_path: Path) -> None:
 
 def test_an_adapter_to_go_on_from_is_there_and_of_the_shape_that_is_trained(tmp_path: Path) -> None:
     tree = changed("model.adapter", str(tmp_path))
-    tree["model"] = {**tree["model"], "lora_rank": 8, "lora_alpha": 32}
-    (line,) = mistakes_in(**tree)
-    assert f"model.adapter={tmp_path}: there is no adapter_config.json in {tmp_path}" in line
+    tree["model"] = {**tree["model"], "lora_rank": 8, "lora_alpha": 32, "lora_targets": ["q_proj"]}
+    saved = {"r": 8, "lora_alpha": 32, "target_modules": ["q_proj"]}
+
+    def told(**different: Any) -> tuple[str, ...]:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(saved | different), encoding="utf-8")
+        return tuple(mistakes_in(**tree))
+
+    assert told() == (
+        f"model.adapter={tmp_path}: {tmp_path} has no adapter_model.safetensors; "
+        "give a whole adapter folder; or leave the key out",
+    )
     (tmp_path / "adapter_model.safetensors").touch()
-    (tmp_path / "adapter_config.json").write_text("{", encoding="utf-8")
-    (line,) = mistakes_in(**tree)
-    assert "its adapter_config.json is damaged (JSONDecodeError); copy the folder again" in line
-    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 32}', encoding="utf-8")
-    (line,) = mistakes_in(**tree)
-    assert line.endswith("model.lora_rank is 8; set model.lora_rank=4, or leave model.adapter out")
-    (tmp_path / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 32}', encoding="utf-8")
-    assert mistakes_in(**tree) == ()
+    assert told() == ()
+    (line,) = told(r=4)
+    assert line.endswith("has lora_rank=4, and model.lora_rank is 8; set model.lora_rank=4, or leave model.adapter out")
+    (line,) = told(target_modules=["v_proj", "q_proj"])
+    assert "has lora_targets=" in line
+    (line,) = told(r="many")
+    assert "adapter_config.json is damaged (ValueError" in line
+    tree["model"]["source"] = {"repo": "somebody/small-model"}
+    lines = told(base_model_name_or_path="somebody/other-model")
+    assert any("the adapter was trained on other-model, and the model is small-model" in line for line in lines)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
