@@ -3,7 +3,8 @@
     python examples/minimal.py
 
 A model of 0.9 M random weights learns Frozen Lake on one core: MS-GRPO, uniform sampling, one optimiser step a rollout.
-Random play succeeds in 0.01 of the episodes, a player that ignores what it reads in 0.27.
+After 60 updates, half a minute, seed 0 succeeds in 0.66 of the held-out episodes; random play in 0.01, a player that
+ignores what it reads in 0.27.
 """
 
 from __future__ import annotations
